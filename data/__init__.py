@@ -1,0 +1,19 @@
+"""Text on its way to a model: where it comes from, its tokenizer, its batches, and the log of losses."""
+
+from data.corpus import IGNORE, Corpus, consecutive_windows
+from data.errors import UserError
+from data.loss_log import LOSS_CSV, LossLog, read_log
+from data.sources import load_corpus
+from data.tokenizer import CharTokenizer
+
+__all__ = [
+    "IGNORE",
+    "LOSS_CSV",
+    "CharTokenizer",
+    "Corpus",
+    "LossLog",
+    "UserError",
+    "consecutive_windows",
+    "load_corpus",
+    "read_log",
+]

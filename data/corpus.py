@@ -1,0 +1,77 @@
+"""A text as two splits of token ids, its training batches and its evaluation windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.errors import UserError
+from data.tokenizer import CharTokenizer
+
+TRAIN_SHARE = 0.9  # the first 90% is for training, the rest for validation
+IGNORE = -100  # a target that counts for nothing: cross_entropy's own default
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token ids of a text, on one device.
+
+    name, sha256: what the log records. train, val: ids, (n,), in the tokenizer's small integer type.
+    """
+
+    name: str
+    sha256: str
+    tokenizer: CharTokenizer
+    train: Tensor
+    val: Tensor
+
+    @classmethod
+    def from_text(cls, name: str, sha256: str, text: str) -> Corpus:
+        """Split `text` 90/10 by position and encode it. Raises UserError for an empty text."""
+        if not text:
+            raise UserError(f"the corpus {name} is empty; give --corpus a file with text in it")
+        tokenizer = CharTokenizer(text)
+        ids = tokenizer.encode(text)
+        split = int(TRAIN_SHARE * len(ids))
+        return cls(name, sha256, tokenizer, train=ids[:split], val=ids[split:])
+
+    def to(self, device: torch.device) -> Corpus:
+        """The same corpus with its ids on `device`: moved once, so that no batch has to be."""
+        return Corpus(self.name, self.sha256, self.tokenizer, self.train.to(device), self.val.to(device))
+
+    def check_context(self, block_size: int) -> None:
+        """Raises UserError where a split cannot hold one window: `block_size` characters and the one after."""
+        shortest = min(len(self.train), len(self.val))
+        if shortest <= block_size:
+            raise UserError(
+                f"the corpus {self.name} is too short: its smaller split has {shortest} characters, a context of "
+                f"{block_size} needs at least {block_size + 1}; use a longer text or a smaller --block-size"
+            )
+
+    def batch(self, seed: int, step: int, batch_size: int, block_size: int) -> tuple[Tensor, Tensor]:
+        """Random windows of the train split: inputs and, one character on, targets, int64 (B, T) each.
+
+        They depend on (seed, step) alone, whatever else was drawn before, and are the same on every device.
+        """
+        # numpy's SeedSequence mixes the pair, so that neighbouring steps and seeds share nothing
+        rng = np.random.default_rng((seed, step))
+        starts = torch.from_numpy(rng.integers(len(self.train) - block_size, size=(batch_size, 1)))
+        windows = (starts + torch.arange(block_size + 1)).to(self.train.device)  # (B, T+1) positions in the text
+        ids = self.train[windows].long()
+        return ids[:, :-1], ids[:, 1:]
+
+
+def consecutive_windows(ids: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
+    """All of `ids` (n,) cut into windows of `block_size`: inputs and targets, int64 (ceil((n-1) / T), T) each.
+
+    Every id but the first is a target exactly once. What the last window has too much is filled with zeros whose
+    targets are IGNORE: the shape stays fixed, and a causal model's earlier logits do not see the filling.
+    """
+    n = len(ids) - 1
+    filling = -n % block_size
+    inputs = torch.nn.functional.pad(ids[:-1].long(), (0, filling))
+    targets = torch.nn.functional.pad(ids[1:].long(), (0, filling), value=IGNORE)
+    return inputs.view(-1, block_size), targets.view(-1, block_size)

@@ -1,0 +1,8 @@
+"""The one exception that is the user's to mend."""
+
+
+class UserError(ValueError):
+    """Something asked for cannot be done. Its message is one line: what is wrong, and what to do.
+
+    Commands print that line and exit with status 2; every other exception is a bug and keeps its traceback.
+    """

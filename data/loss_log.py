@@ -1,0 +1,140 @@
+"""The log of losses: one CSV, a row an evaluation, only ever appended to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock
+
+from data.errors import UserError
+
+LOSS_CSV = Path(__file__).resolve().parent / "loss_gpt_pd.csv"
+
+COLUMNS = {
+    "run": str,  # one training run: rung, seed, start time (UTC), four random digits
+    "experiment": str,  # the rung's module name
+    "seed": int,
+    "step": int,  # updates done when this row was measured
+    "steps": int,  # updates the run is to do in all
+    "train_loss": float,  # nats a character on the first 10% of the text, exact
+    "val_loss": float,  # nats a character on the last 10% of the text, exact
+    "tokens": int,  # characters trained on so far, repeats counted
+    "seconds": float,  # spent training so far, evaluations not counted
+    "parameters": int,
+    "device": str,
+    "precision": str,
+    "corpus": str,
+    "corpus_sha256": str,  # its first 12 digits
+    "config": str,  # hash of every setting that shapes the result: rows may be compared where it is equal
+    "flags": str,  # those of these settings that are not the rung's own defaults; empty for a plain run
+    "commit": str,  # of the code; a trailing + means that it had uncommitted changes
+    "torch": str,
+}
+
+
+TAIL = 1 << 16  # bytes at the end of the file that hold the last line for certain
+
+
+class LossLog:
+    """Appends whole rows to a CSV under a lock, so that any number of runs may share it.
+
+    The lock is the operating system's: it goes when its holder does, and a dead process blocks nobody.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
+
+    def check(self) -> None:
+        """Raises UserError where a row could not be appended: before an hour of training rather than after."""
+        self._locked(lambda file: None)
+
+    def append(self, row: dict) -> None:
+        """Add one row, with a value for every column. On disk when this returns."""
+        if row.keys() != COLUMNS.keys():
+            raise KeyError(f"a row has the columns {list(COLUMNS)}, not {list(row)}")
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow([row[name] for name in COLUMNS])
+
+        def write(file):
+            if file.tell() == 0:
+                file.write((",".join(COLUMNS) + "\n").encode("utf-8"))
+            file.write(line.getvalue().encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+
+        self._locked(write)
+
+    def _locked(self, action) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock, self.path.open("ab+") as file:
+                self._refuse_damage(file)
+                action(file)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the loss log {self.path}: {error.strerror or error}; choose another with --loss-csv"
+            ) from None
+
+    def _refuse_damage(self, file) -> None:
+        """A row after a torn line would be lost with it, one under other columns would mean something else."""
+        end = file.seek(0, os.SEEK_END)
+        if end == 0:
+            return
+        file.seek(0)
+        _check_header(self.path, file.readline().decode("utf-8", "replace").strip())
+        file.seek(max(0, end - TAIL))
+        last = file.read().decode("utf-8", "replace").splitlines(keepends=True)[-1]
+        if not _is_whole(last):
+            file.seek(0)
+            raise UserError(_torn(self.path, sum(1 for _ in file)))
+
+
+def read_log(path: Path) -> pd.DataFrame:
+    """The log as a table with typed columns. Raises UserError, naming the line, for one that is damaged."""
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header = file.readline()
+            body = file.read()
+    except FileNotFoundError:
+        raise UserError(f"there is no loss log {path}; train a rung first, or name one with --loss-csv") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the loss log {path}: {error}") from None
+    if not header:
+        raise UserError(f"the loss log {path} is empty; train a rung first")
+    _check_header(path, header.strip())
+    lines = io.StringIO(body).readlines()
+    for number, line in enumerate(lines, start=2):
+        if not _is_whole(line):
+            raise UserError(_torn(path, number))
+        for (name, kind), value in zip(COLUMNS.items(), _fields(line), strict=True):
+            try:
+                kind(value)
+            except ValueError:
+                raise UserError(f"line {number} of {path} has {value!r} as its {name}; mend or delete it") from None
+    return pd.read_csv(io.StringIO(header + body), dtype=COLUMNS, keep_default_na=False)
+
+
+def _check_header(path: Path, header: str) -> None:
+    if header != ",".join(COLUMNS):
+        raise UserError(
+            f"line 1 of {path} names other columns than this version writes ({','.join(COLUMNS)}); "
+            "choose another file with --loss-csv, or move that one away"
+        )
+
+
+def _fields(line: str) -> list[str]:
+    return next(csv.reader([line]), [])
+
+
+def _is_whole(line: str) -> bool:
+    return line.endswith("\n") and len(_fields(line)) == len(COLUMNS)
+
+
+def _torn(path: Path, line: int) -> str:
+    return f"line {line} of {path} is torn: not {len(COLUMNS)} fields and a line break; mend or delete that line"

@@ -1,0 +1,132 @@
+"""Rung 8, GPT: the same architecture, 260 times the parameters.
+
+What is new: scale. Six blocks of six heads, 384 numbers a character, and a context of 256 characters, where the rungs
+before saw 8. A model of this size can learn a million characters by heart, so dropout silences a fifth of what each
+part says, at random. And it starts out smaller: weights from N(0, 0.02), those that add to the sum smaller still, so
+that the sum of twelve parts has the size of one (Radford et al., 2019).
+
+In the curve: everything else looks flat beside it. Most of it is context: after eight characters the best guess is
+still a guess, after two hundred it knows who is speaking.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from training import TrainConfig, run
+
+LESSON = (  # what differs from stages/pre_norm.py
+    "Config",
+    "SelfAttention.__init__",
+    "SelfAttention.forward",
+    "FeedForward.__init__",
+    "LanguageModel.__init__",
+    "LanguageModel.init_weights",
+    "LanguageModel.forward",
+)
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    steps: int = 2000  # updates of the weights
+    batch_size: int = 32  # sequences in a batch
+    block_size: int = 256  # characters of context
+    learning_rate: float = 1e-3  # AdamW's step size, at its highest
+    warmup_steps: int = 100  # steps over which the learning rate rises from zero
+    decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
+    eval_interval: int = 250  # steps from one evaluation to the next
+    n_embd: int = 384  # numbers in a character's vector
+    n_head: int = 6  # attention heads; they share the width
+    n_layer: int = 6  # blocks, one after the other
+    dropout: float = 0.2  # share of each part's output that training silences at random
+
+
+class SelfAttention(nn.Module):
+    """Each position gathers what it needs from itself and those before it: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
+        self.proj = nn.Linear(config.n_embd, config.n_embd)  # lets the heads' findings mix
+        self.dropout = nn.Dropout(config.dropout)
+        future = torch.ones(config.block_size, config.block_size, dtype=torch.bool).triu(diagonal=1)
+        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, True if too late
+
+    def forward(self, x):
+        T = x.shape[1]
+        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H
+        q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
+        # a sum of D products has variance D: scaled back to 1, else softmax would start out picking a single position
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
+        scores = scores.masked_fill(self.future[:T, :T], float("-inf"))
+        weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
+        x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
+        return self.dropout(self.proj(x))  # (B, T, C)
+
+
+class FeedForward(nn.Module):
+    """Each position for itself works on what it has: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(config.n_embd, 4 * config.n_embd),
+            nn.ReLU(),
+            nn.Linear(4 * config.n_embd, config.n_embd),
+            nn.Dropout(config.dropout),
+        )
+
+    def forward(self, x):
+        return self.net(x)  # (B, T, C) -> (B, T, 4C) -> (B, T, C)
+
+
+class Block(nn.Module):
+    """Communication, then computation: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.feed_forward = FeedForward(config)
+        self.norm1 = nn.LayerNorm(config.n_embd)
+        self.norm2 = nn.LayerNorm(config.n_embd)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        x = x + self.feed_forward(self.norm2(x))
+        return x
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, vocab_size, config):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.n_layer)))
+        self.final_norm = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, vocab_size)
+        self.init_weights(config)
+
+    def init_weights(self, config):
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:  # the LayerNorms' gains stay at one
+                adds_to_the_sum = name.endswith(("proj.weight", "net.2.weight"))  # 2 in each block
+                nn.init.normal_(parameter, std=0.02 / (2 * config.n_layer) ** 0.5 if adds_to_the_sum else 0.02)
+
+    def forward(self, idx):
+        """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
+        positions = torch.arange(idx.shape[1], device=idx.device)  # (T,)
+        x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
+        x = self.dropout(x)
+        x = self.blocks(x)  # (B, T, C)
+        x = self.final_norm(x)  # (B, T, C)
+        return self.lm_head(x)  # (B, T, V)
+
+
+if __name__ == "__main__":
+    run(LanguageModel, Config)

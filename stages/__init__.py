@@ -1,0 +1,12 @@
+"""The ladder: every rung's module, in the order in which one would climb. A file named here is a rung everywhere."""
+
+LADDER = (
+    "bigram",
+    "stages.self_attention",
+    "stages.multi_head",
+    "stages.feed_forward",
+    "stages.residual",
+    "stages.post_norm",
+    "stages.pre_norm",
+    "gpt",
+)

@@ -1,0 +1,48 @@
+"""From what was typed to a Config, and from what went wrong to one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from data import UserError
+
+
+def parse(config_type, description: str, args: Sequence[str] | None = None):
+    """A `config_type` from the command line. Raises UserError for what it cannot make sense of."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(config_type, description=description, args=args)
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        what = _one_line(complaint.getvalue())
+        raise UserError(what.removeprefix(f"Error parsing {config_type.__name__}: ")) from None
+
+
+def _one_line(box: str) -> str:
+    """tyro draws its errors as a box: what is wrong, a rule, help. One line says the first and where the help is."""
+    rows = [row.strip("│ ") for row in box.splitlines()[1:-1]]
+    rules = [i for i, row in enumerate(rows) if row and not row.strip("─")]
+    return " ".join(rows[: rules[0] if rules else None]) + "; --help lists the flags"
+
+
+@contextlib.contextmanager
+def errors_in_one_line():
+    """What the user can mend ends the process with one line and status 2; Ctrl-C with one line and status 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a console that lacks a character shows a mark in its place
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nstopped; the evaluations up to here are in the log", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,82 @@
+"""The settings of a run, which are also its flags."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from data import LOSS_CSV, UserError
+
+RUNS_DIR = Path(__file__).resolve().parent.parent / "runs"
+
+# Settings that say where a run happens and what it leaves behind, or that have a column of their own in the log.
+# All others shape its result: they make up the hash by which rows of the log may be compared.
+NOT_COMPARED = frozenset(
+    {"seed", "eval_interval", "device", "precision", "corpus", "loss_csv", "runs_dir"}
+    | {"prompt", "sample_length", "temperature", "top_k"}
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings that every rung has. Raises UserError for a value that cannot be."""
+
+    steps: int = 5000  # updates of the weights
+    seed: int = 0  # of the initial weights, the batches and the sample
+    batch_size: int = 32  # sequences in a batch
+    block_size: int = 8  # characters of context
+    learning_rate: float = 1e-3  # AdamW's step size, at its highest
+    warmup_steps: int = 0  # steps over which the learning rate rises from zero
+    decay: bool = False  # let the learning rate fall, after the warm-up, linearly to zero at the last step
+    eval_interval: int = 500  # steps from one evaluation to the next
+    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the products; auto takes the faster one
+    corpus: str = "auto"  # a UTF-8 text file; auto is Tiny Shakespeare, pydoc the offline text
+    loss_csv: Path = LOSS_CSV  # the log that each evaluation joins
+    runs_dir: Path = RUNS_DIR  # where the finished model goes
+    prompt: str = ""  # text that the sample at the end continues; empty is a line break
+    sample_length: int = 400  # characters to sample at the end
+    temperature: float = 1.0  # of the sample: below 1 bolder, 0 always the likeliest character
+    top_k: int = 0  # sample among the k likeliest characters; 0 is all of them
+
+    def __post_init__(self):
+        for field in fields(self):
+            value, flag = getattr(self, field.name), "--" + field.name.replace("_", "-")
+            if isinstance(value, int):
+                smallest = 0 if field.name in ("steps", "seed", "warmup_steps", "sample_length", "top_k") else 1
+                if value < smallest:
+                    raise UserError(f"{flag} is {value}; it has to be {smallest} or more")
+            elif isinstance(value, float):
+                # written so that nan fails too
+                if field.name == "dropout" and not 0 <= value < 1:
+                    raise UserError(f"{flag} is {value}; it has to be 0 or more and below 1")
+                if field.name == "temperature" and not 0 <= value < float("inf"):
+                    raise UserError(f"{flag} is {value}; it has to be 0 or more")
+                if field.name == "learning_rate" and not 0 < value < float("inf"):
+                    raise UserError(f"{flag} is {value}; it has to be more than 0")
+        n_embd, n_head = getattr(self, "n_embd", 0), getattr(self, "n_head", 1)
+        if n_embd % n_head:
+            raise UserError(
+                f"--n-head {n_head} does not divide --n-embd {n_embd}: each head takes an equal share of the width; "
+                f"try --n-embd {n_embd // n_head * n_head or n_head}"
+            )
+
+
+def fingerprint(config: TrainConfig) -> str:
+    """Eight hex digits that are equal where two configurations of a rung may be compared."""
+    settings = json.dumps(_compared(config), sort_keys=True)
+    return hashlib.sha256(settings.encode("utf-8")).hexdigest()[:8]
+
+
+def changed_flags(config: TrainConfig) -> str:
+    """The settings that shape the result and are not the rung's own, as they would be typed."""
+    own = _compared(type(config)())
+    changed = {name: value for name, value in _compared(config).items() if value != own[name]}
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changed.items())
+
+
+def _compared(config: TrainConfig) -> dict:
+    return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in NOT_COMPARED}

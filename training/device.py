@@ -1,0 +1,71 @@
+"""Which device a run uses, and how precisely it multiplies there."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import torch
+
+from data import UserError
+
+TINY = 1_000_000  # parameters; below it a step is bound by the overhead of calls, which lower precision only adds to
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of `--device`; "auto" is the first there is of cuda, mps, cpu. Raises UserError."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, is_there in there.items() if is_there)
+    kind, _, index = name.partition(":")
+    choices = " or ".join(f"--device {kind}" for kind, is_there in there.items() if is_there)
+    if kind not in there:
+        raise UserError(f"--device {name} is not known; use {choices}, or leave it out")
+    if not there[kind]:
+        raise UserError(f"--device {name} is not there on this machine; use {choices}, or leave it out")
+    if index and not (index.isdigit() and int(index) < (torch.cuda.device_count() if kind == "cuda" else 1)):
+        raise UserError(f"--device {name}: there is no {kind} device of that number; use --device {kind}")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device, n_parameters: int) -> str:
+    """ "fp32" or "bf16" for `--precision`; "auto" takes the one that is faster on this device for this size."""
+    if name != "auto":
+        return name
+    if n_parameters < TINY or device.type == "mps":  # on MPS half precision has leaked future tokens without a word
+        return "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Processors without bf16 units emulate them, several times slower than fp32: only a measurement tells.
+    return min(("fp32", "bf16"), key=_seconds_of_a_product)
+
+
+def autocast(device: torch.device, precision: str):
+    """The context in which a model's forward pass runs in `precision`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was asked to: without it a clock stops too early."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _seconds_of_a_product(precision: str) -> float:
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+    times = []
+    for _ in range(6):  # the first is slower, and the fastest is the least disturbed
+        started = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def describe(device: torch.device) -> str:
+    """What a person would call it: "cpu (2 threads)", "cuda (NVIDIA H200)"."""
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

@@ -1,0 +1,30 @@
+"""The exact loss: every character of a split counted once, nothing sampled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data import IGNORE, consecutive_windows
+
+TOKENS_AT_ONCE = 16_384  # of a forward pass: enough to keep a processor busy, and a few hundred MB of memory at most
+
+
+@torch.no_grad()
+def exact_loss(model: nn.Module, ids: Tensor, block_size: int) -> float:
+    """Mean loss of `model` over all of `ids` (n,) but the first, in nats a character, in fp32.
+
+    The text is read in consecutive windows of `block_size`, so the same weights always give the same number.
+    """
+    was_training = model.training
+    model.eval()
+    inputs, targets = consecutive_windows(ids, block_size)
+    rows = max(1, TOKENS_AT_ONCE // block_size)
+    total = 0.0
+    for idx, target in zip(inputs.split(rows), targets.split(rows), strict=True):
+        logits = model(idx)
+        losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="none")
+        total += losses.cpu().double().sum().item()  # on the CPU, for MPS has no float64
+    model.train(was_training)
+    return total / (len(ids) - 1)
