@@ -31,9 +31,11 @@ LESSON = (  # what differs from stages/pre_norm.py
 @dataclass(frozen=True)
 class Config(TrainConfig):
     steps: int = 2000  # updates of the weights
-    batch_size: int = 32  # sequences in a batch
+    batch_size: int = 16  # sequences in a batch
     block_size: int = 256  # characters of context
     learning_rate: float = 1e-3  # AdamW's step size, at its highest
+    weight_decay: float = 0.1  # AdamW's pull of the weights towards zero
+    beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
     warmup_steps: int = 100  # steps over which the learning rate rises from zero
     decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
     eval_interval: int = 250  # steps from one evaluation to the next

@@ -19,6 +19,11 @@ NOT_COMPARED = frozenset(
     | {"prompt", "sample_length", "temperature", "top_k"}
 )
 
+MAY_BE_ZERO = frozenset(
+    {"steps", "seed", "warmup_steps", "weight_decay", "beta2", "dropout", "sample_length", "temperature", "top_k"}
+)
+BELOW_ONE = frozenset({"beta2", "dropout"})
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -29,6 +34,8 @@ class TrainConfig:
     batch_size: int = 32  # sequences in a batch
     block_size: int = 8  # characters of context
     learning_rate: float = 1e-3  # AdamW's step size, at its highest
+    weight_decay: float = 0.0  # AdamW's pull of the weights towards zero; small models never get to overfit
+    beta2: float = 0.999  # AdamW's memory of squared gradients
     warmup_steps: int = 0  # steps over which the learning rate rises from zero
     decay: bool = False  # let the learning rate fall, after the warm-up, linearly to zero at the last step
     eval_interval: int = 500  # steps from one evaluation to the next
@@ -44,25 +51,25 @@ class TrainConfig:
 
     def __post_init__(self):
         for field in fields(self):
-            value, flag = getattr(self, field.name), "--" + field.name.replace("_", "-")
-            if isinstance(value, int):
-                smallest = 0 if field.name in ("steps", "seed", "warmup_steps", "sample_length", "top_k") else 1
-                if value < smallest:
-                    raise UserError(f"{flag} is {value}; it has to be {smallest} or more")
-            elif isinstance(value, float):
-                # written so that nan fails too
-                if field.name == "dropout" and not 0 <= value < 1:
-                    raise UserError(f"{flag} is {value}; it has to be 0 or more and below 1")
-                if field.name == "temperature" and not 0 <= value < float("inf"):
-                    raise UserError(f"{flag} is {value}; it has to be 0 or more")
-                if field.name == "learning_rate" and not 0 < value < float("inf"):
-                    raise UserError(f"{flag} is {value}; it has to be more than 0")
+            _check_range(field.name, getattr(self, field.name))
         n_embd, n_head = getattr(self, "n_embd", 0), getattr(self, "n_head", 1)
         if n_embd % n_head:
             raise UserError(
                 f"--n-head {n_head} does not divide --n-embd {n_embd}: each head takes an equal share of the width; "
-                f"try --n-embd {n_embd // n_head * n_head or n_head}"
+                f"try --n-embd {max(n_embd // n_head, 1) * n_head}"
             )
+
+
+def _check_range(name: str, value) -> None:
+    """Every whole number is a size, 1 or more, and every other one positive, but for those named here."""
+    if type(value) not in (int, float):  # bool, which Python counts among the ints, is neither
+        return
+    may_be_zero = name in MAY_BE_ZERO
+    below = 1 if name in BELOW_ONE else float("inf")
+    smallest = "0 or more" if may_be_zero else "1 or more" if type(value) is int else "more than 0"
+    if not (0 <= value < below and (value or may_be_zero)):  # so that nan fails as well
+        bound = f" and below {below}" if below == 1 else ""
+        raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be {smallest}{bound}")
 
 
 def fingerprint(config: TrainConfig) -> str:
@@ -74,8 +81,14 @@ def fingerprint(config: TrainConfig) -> str:
 def changed_flags(config: TrainConfig) -> str:
     """The settings that shape the result and are not the rung's own, as they would be typed."""
     own = _compared(type(config)())
-    changed = {name: value for name, value in _compared(config).items() if value != own[name]}
-    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in changed.items())
+    return " ".join(_as_typed(name, value) for name, value in _compared(config).items() if value != own[name])
+
+
+def _as_typed(name: str, value) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 def _compared(config: TrainConfig) -> dict:

@@ -36,7 +36,9 @@ def train(
     of them ends with the same weights as one trained with few.
     """
     device = corpus.train.device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+    )
     yield evaluate(model, corpus, config, step=0, seconds=0.0)
     seconds, started = 0.0, time.perf_counter()
     model.train()

@@ -1,0 +1,1 @@
+"""Commands that work on finished runs: the plot, the table, the whole ladder, the benchmark."""

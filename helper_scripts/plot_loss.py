@@ -1,0 +1,95 @@
+"""Draw the loss log: train and validation loss against steps, and the ladder of final losses.
+
+Curves are means over the seeds there are, with a band of one standard deviation. Runs that may not be compared are
+left out, and named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from data import LOSS_CSV
+from helper_scripts.results import Results, load_results
+from training.cli import errors_in_one_line, parse
+
+IMAGE = Path(__file__).resolve().parent.parent / "images" / "loss_curves.png"
+
+
+@dataclass(frozen=True)
+class Options:
+    loss_csv: Path = LOSS_CSV  # the log to draw
+    out: Path = IMAGE  # the picture to write; its ending says which kind
+    corpus: str | None = None  # the corpus whose runs to draw; by default Tiny Shakespeare
+    variants: bool = False  # draw runs with other settings than their rung's own as curves of their own
+    show: bool = False  # open a window as well
+
+
+def main() -> None:
+    with errors_in_one_line():
+        options = parse(Options, description=__doc__)
+        if not options.show:
+            matplotlib.use("agg")  # draws without a display
+        write_plot(load_results(options.loss_csv, options.corpus, options.variants), options.out)
+        if options.show:
+            import matplotlib.pyplot as plt
+
+            plt.show()
+
+
+def write_plot(results: Results, out: Path) -> None:
+    """Write the picture of `results` to `out` and say on the terminal where it went and what is not in it."""
+    figure = draw(results)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+    for line in results.left_out:
+        print(line)
+    print(f"drew {results.rows['run'].nunique()} runs of {len(results.order)} rungs on {results.corpus}: {out}")
+
+
+def draw(results: Results) -> Figure:
+    """Three panels: validation loss, train loss, and the final validation losses as a ladder."""
+    import matplotlib.pyplot as plt
+
+    sns.set_theme(style="whitegrid", context="notebook")
+    order, final = results.order, results.final()
+    palette = dict(zip(order, sns.color_palette("viridis_r", len(order) + 1)[1:], strict=True))
+    figure, panels = plt.subplots(1, 3, figsize=(19, 6.5), layout="constrained", width_ratios=(1, 1, 0.8))
+    means = final.groupby("label")["val_loss"].agg(["mean", "std", "count"])
+
+    for panel, column, title in ((panels[0], "val_loss", "validation"), (panels[1], "train_loss", "train")):
+        sns.lineplot(
+            results.rows, x="step", y=column, hue="label", hue_order=order, palette=palette, errorbar="sd", ax=panel
+        )
+        # the start, ln 65 for all, would take half the height; what differs is below
+        panel.set(title=f"{title} loss", xlabel="step", ylabel="nats per character", ylim=_window(results, column))
+        panel.get_legend().remove()
+    handles = panels[0].get_lines()[: len(order)]
+    texts = [f"{label}  {means.loc[label, 'mean']:.3f}" for label in order]
+    panels[0].legend(handles, texts, title="rung and its final loss", loc="upper right", fontsize="small")
+
+    sns.stripplot(
+        final, x="val_loss", y="label", hue="label", order=order, hue_order=order, palette=palette, ax=panels[2]
+    )
+    for row, label in enumerate(order):
+        mean, spread, n = means.loc[label]
+        text = f"{mean:.3f}" + (f" ± {spread:.3f}" if n > 1 else "")
+        panels[2].annotate(text, (mean, row), xytext=(0, 8), textcoords="offset points", ha="center", fontsize="small")
+    panels[2].set(title="final validation loss of each run", xlabel="nats per character", ylabel="")
+    panels[2].margins(x=0.18)
+    figure.suptitle(f"What each part of a GPT buys: {results.corpus}, mean and standard deviation over seeds")
+    return figure
+
+
+def _window(results: Results, column: str) -> tuple[float, float]:
+    lowest, highest = results.final()[column].min(), results.final()[column].max()
+    room = max(0.1, highest - lowest)
+    return lowest - 0.08 * room, highest + 0.5 * room
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The rows of the loss log that may stand side by side, and what had to be left out.
+
+Runs are comparable where rung, settings and corpus are the same. Of those only finished runs count, and of several
+with the same seed the latest. Everything else is left out, and every command that draws or prints says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from data import UserError, read_log
+from stages import LADDER
+
+RUNGS = tuple(module.rpartition(".")[2] for module in LADDER)  # as the log names them: "residual", "gpt"
+TINY_SHAKESPEARE = "tinyshakespeare"
+
+
+@dataclass(frozen=True)
+class Results:
+    """rows: the log's rows that are comparable, `label` added: the rung, and its flags where they are not its own.
+
+    order: the labels, in ladder order. corpus: the one they were all trained on. left_out: a line for each reason.
+    """
+
+    rows: pd.DataFrame
+    order: list[str]
+    corpus: str
+    left_out: list[str]
+
+    def final(self) -> pd.DataFrame:
+        """The last row of each run: (label, seed) is unique."""
+        return self.rows[self.rows["step"] == self.rows["steps"]]
+
+
+def load_results(loss_csv: Path, corpus: str | None = None, variants: bool = False) -> Results:
+    """Select from the log.
+
+    corpus: its name in the log; the default is Tiny Shakespeare, or where that has no rows, the latest one.
+    variants: keep runs with flags of their own too, each set of flags under a label of its own.
+    Raises UserError for a log that is missing, damaged, or has nothing to show.
+    """
+    rows, left_out = read_log(loss_csv), []
+
+    def keep(mask: pd.Series, reason: str) -> None:
+        nonlocal rows
+        dropped = rows[~mask]["run"].nunique()
+        if dropped:
+            left_out.append(f"left out {dropped} run{'s' * (dropped > 1)} {reason}")
+        rows = rows[mask]
+
+    if rows.empty:
+        raise UserError(f"the loss log {loss_csv} has no rows yet; train a rung first")
+    if corpus is None:
+        corpus = TINY_SHAKESPEARE if TINY_SHAKESPEARE in set(rows["corpus"]) else rows["corpus"].iloc[-1]
+    if corpus not in set(rows["corpus"]):
+        names = ", ".join(sorted(set(rows["corpus"])))
+        raise UserError(f"the loss log {loss_csv} has no run on the corpus {corpus}; it has {names}")
+    keep(rows["corpus"] == corpus, f"on another corpus (--corpus shows them; here: {corpus})")
+    keep(rows["corpus_sha256"] == rows["corpus_sha256"].iloc[-1], f"on another text of the name {corpus}")
+    keep(rows["experiment"].isin(RUNGS), "of rungs that the ladder does not name (stages/__init__.py)")
+    if not variants:
+        keep(rows["flags"] == "", "with settings that are not their rung's own (--variants shows them)")
+    keep(rows.groupby("run")["step"].transform("max") == rows["steps"], "that did not finish")
+    rows = rows.assign(label=(rows["experiment"] + " " + rows["flags"]).str.strip())
+    latest = rows.groupby("label")["config"].transform("last")
+    keep(rows["config"] == latest, "from before their rung's settings changed")
+    latest = rows.groupby(["label", "seed"])["run"].transform("last")
+    keep(rows["run"] == latest, "that a later one with the same seed replaces")
+    if rows.empty:
+        raise UserError(f"nothing to show from {loss_csv}: {'; '.join(left_out)}")
+    order = sorted(rows["label"].unique(), key=lambda label: (RUNGS.index(label.split()[0]), label))
+    return Results(rows, order, corpus, left_out)
