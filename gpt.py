@@ -1,4 +1,4 @@
-"""Rung 8, GPT: the same architecture, 260 times the parameters.
+"""Rung 8, GPT: the same architecture, 260 times the parameters, with dropout.
 
 What is new: scale. Six blocks of six heads, 384 numbers a character, and a context of 256 characters, where the rungs
 before saw 8. A model of this size can learn a million characters by heart, so dropout silences a fifth of what each

@@ -57,8 +57,8 @@ def draw(results: Results) -> Figure:
 
     sns.set_theme(style="whitegrid", context="notebook")
     order, final = results.order, results.final()
-    palette = dict(zip(order, sns.color_palette("viridis_r", len(order) + 1)[1:], strict=True))
-    figure, panels = plt.subplots(1, 3, figsize=(19, 6.5), layout="constrained", width_ratios=(1, 1, 0.8))
+    palette = dict(zip(order, sns.color_palette("turbo", len(order)), strict=True))
+    figure, panels = plt.subplots(1, 3, figsize=(16, 7), layout="constrained", width_ratios=(1, 1, 0.8))
     means = final.groupby("label")["val_loss"].agg(["mean", "std", "count"])
 
     for panel, column, title in ((panels[0], "val_loss", "validation"), (panels[1], "train_loss", "train")):
@@ -66,11 +66,11 @@ def draw(results: Results) -> Figure:
             results.rows, x="step", y=column, hue="label", hue_order=order, palette=palette, errorbar="sd", ax=panel
         )
         # the start, ln 65 for all, would take half the height; what differs is below
-        panel.set(title=f"{title} loss", xlabel="step", ylabel="nats per character", ylim=_window(results, column))
+        panel.set(title=f"{title} loss", xlabel="step", ylabel="nats per character", ylim=_window(results))
         panel.get_legend().remove()
     handles = panels[0].get_lines()[: len(order)]
     texts = [f"{label}  {means.loc[label, 'mean']:.3f}" for label in order]
-    panels[0].legend(handles, texts, title="rung and its final loss", loc="upper right", fontsize="small")
+    figure.legend(handles, texts, title="rung and its final validation loss", loc="outside lower center", ncols=4)
 
     sns.stripplot(
         final, x="val_loss", y="label", hue="label", order=order, hue_order=order, palette=palette, ax=panels[2]
@@ -85,10 +85,12 @@ def draw(results: Results) -> Figure:
     return figure
 
 
-def _window(results: Results, column: str) -> tuple[float, float]:
-    lowest, highest = results.final()[column].min(), results.final()[column].max()
+def _window(results: Results) -> tuple[float, float]:
+    """From just below the lowest loss of all to somewhat above the highest final one."""
+    final = results.final()[["train_loss", "val_loss"]]
+    lowest, highest = final.min().min(), final.max().max()
     room = max(0.1, highest - lowest)
-    return lowest - 0.08 * room, highest + 0.5 * room
+    return lowest - 0.06 * room, highest + 0.5 * room
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rung 4, feed-forward: after gathering, thinking.
+"""Rung 4, feed-forward: after attention, a small network at each position.
 
 What is new: a block. Attention moves information between positions, then a small network, four times as wide inside,
 works on each position alone: communication followed by computation. Blocks can be stacked, but here there is one:

@@ -1,4 +1,4 @@
-"""Rung 3, multi-head attention: several conversations at once.
+"""Rung 3, multi-head attention: several heads in parallel, and a projection.
 
 What is new: the same width is split over four heads that attend each for itself, so that one may follow the last vowel
 while another watches for the start of the line. A projection then mixes what they brought.

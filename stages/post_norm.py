@@ -1,4 +1,4 @@
-"""Rung 6, post-norm: every sum brought back to one scale.
+"""Rung 6, post-norm: LayerNorm after each addition.
 
 What is new: a LayerNorm after each addition, as in the first transformer (Vaswani et al., 2017). Sums grow with depth;
 normalised, every part sees vectors of mean 0 and variance 1 whatever the others did, with a gain and a bias of its own.

@@ -1,4 +1,4 @@
-"""Rung 7, pre-norm: the straight path kept clear.
+"""Rung 7, pre-norm: LayerNorm before each part, and a final one.
 
 What is new: the LayerNorm moves from after each addition to before each part, as in GPT-2 (Radford et al., 2019;
 Xiong et al., 2020). The parts still see vectors of one scale, but the sum itself is never squeezed, from the embedding

@@ -1,4 +1,4 @@
-"""Rung 5, residual: a straight path through.
+"""Rung 5, residual: skip connections, and with them three blocks.
 
 What is new: each part adds to what was there in place of replacing it. The sum passes gradients on unchanged, so the
 first block learns as soon as the last, and a block that has nothing to say can stay silent. That makes depth useful:

@@ -1,4 +1,4 @@
-"""Rung 2, self-attention: every character looks at those before it.
+"""Rung 2, self-attention: one head that looks at all characters before.
 
 What is new: a vector for each character and each position in place of the table's row, and one head of causal
 self-attention. Each position asks (query), offers (key) and tells (value); how well a query meets a key decides how

@@ -1,0 +1,97 @@
+"""Print the ladder as a Markdown table from the loss log; with --write, put it between README.md's two markers."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import LOSS_CSV, UserError
+from helper_scripts.results import RUNGS, Results, load_results
+from stages import LADDER
+from training.cli import errors_in_one_line, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- ladder table: begin -->", "<!-- ladder table: end -->"
+
+# The final losses that the original write-up reports for these stages, each one sampled estimate of one run.
+WRITE_UP = {
+    "bigram": 2.47,
+    "self_attention": 2.45,
+    "multi_head": 2.38,
+    "feed_forward": 2.27,
+    "residual": 2.20,
+    "post_norm": 2.06,
+    "pre_norm": 2.07,
+    "gpt": 1.48,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    loss_csv: Path = LOSS_CSV  # the log to read
+    corpus: str | None = None  # the corpus whose runs to list; by default Tiny Shakespeare
+    variants: bool = False  # list runs with other settings than their rung's own too
+    write: Path | None = None  # a Markdown file with the two markers, between which to put the table
+
+
+def main() -> None:
+    with errors_in_one_line():
+        options = parse(Options, description=__doc__)
+        results = load_results(options.loss_csv, options.corpus, options.variants)
+        table = markdown_table(results)
+        if options.write is None:
+            print(table)
+        else:
+            write_between_markers(options.write, table)
+            print(f"wrote the table of {len(results.order)} rungs into {options.write}")
+        print(*results.left_out, sep="\n", end="\n" if results.left_out else "")
+
+
+def markdown_table(results: Results) -> str:
+    """A row a rung, in ladder order; losses as mean ± standard deviation over n seeds, seconds as their mean."""
+    lines = [
+        "| rung | adds | validation loss | write-up | parameters | seconds | commit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    final = results.final()
+    for label in results.order:
+        runs = final[final["label"] == label]
+        loss = runs["val_loss"]
+        spread = f" ± {loss.std():.3f}" if len(runs) > 1 else ""
+        rung = runs["experiment"].iloc[0]
+        cells = (
+            f"`{label}`",
+            describe(rung),
+            f"**{loss.mean():.3f}**{spread} (n = {len(runs)})",
+            f"{WRITE_UP[rung]:.2f}" if label in WRITE_UP else "",
+            f"{runs['parameters'].iloc[0]:,}",
+            f"{runs['seconds'].mean():,.0f}",
+            ", ".join(f"`{commit}`" for commit in runs["commit"].unique()),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def describe(rung: str) -> str:
+    """What a rung adds: the first line of its docstring after the colon. The file is read, not run."""
+    path = ROOT / (LADDER[RUNGS.index(rung)].replace(".", "/") + ".py")
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0].partition(": ")[2].rstrip(".")
+
+
+def write_between_markers(path: Path, table: str) -> None:
+    """Replace what stands between the markers. Raises UserError where the file or a marker is missing."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; name a Markdown file with --write") from None
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise UserError(f"{path} lacks the lines {BEGIN} and {END}; put them where the table is to go")
+    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()
