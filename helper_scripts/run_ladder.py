@@ -1,7 +1,7 @@
 """Train rungs one after the other, then draw the plot and print the table.
 
-Without names: every rung but gpt, which alone takes an hour, each at its own settings. Runs share the cores, one thread each, for the small rungs are
-bound by the overhead of calls and gain next to nothing from a second one.
+Without names: every rung but gpt, which alone takes an hour. Each runs at its own settings. Runs share the cores, one
+thread each: the small rungs are bound by the overhead of calls and gain next to nothing from a second thread.
 """
 
 from __future__ import annotations
