@@ -15,7 +15,7 @@ from torch import nn
 
 from training import TrainConfig, run
 
-LESSON = ("Config", "SelfAttention", "LanguageModel")  # what differs from bigram.py
+LESSON = ("Config", "SelfAttention", "LanguageModel.__init__", "LanguageModel.forward")  # what differs from bigram.py
 
 
 @dataclass(frozen=True)

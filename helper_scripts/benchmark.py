@@ -1,0 +1,153 @@
+"""Measure a training step of each rung, where its time goes, and how near it comes to the machine's own speed.
+
+"share" compares the arithmetic of a step with a large matrix product, measured in the same run and precision: the
+part of the time in which the machine does what it is best at. The rest is the overhead of calls and memory traffic.
+The encoder is timed on Python's own documentation, repeated.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import pandas as pd
+import torch
+import tyro
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from data import CharTokenizer, Corpus, UserError, load_corpus
+from helper_scripts.results import RUNGS
+from stages import LADDER
+from training.cli import errors_in_one_line, parse
+from training.device import autocast, choose_device, choose_precision, describe, synchronize
+from training.evaluate import exact_loss
+from training.loop import train
+
+
+@dataclass(frozen=True)
+class Options:
+    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = RUNGS  # the rungs to measure, by name
+    seconds: float = 3.0  # to spend on each rung's steps, about
+    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the products; auto takes the faster one
+    corpus: str = "auto"  # as for a rung: a text file, auto or pydoc
+    text_mb: int = 64  # size of the text to encode, in millions of characters
+
+
+def main() -> None:
+    with errors_in_one_line():
+        options = parse(Options, description=__doc__)
+        unknown = [name for name in options.rungs if name not in RUNGS]
+        if unknown:
+            raise UserError(f"there is no rung {', '.join(unknown)}; the ladder has {', '.join(RUNGS)}")
+        if not options.seconds > 0 or options.text_mb < 1:
+            raise UserError("--seconds has to be more than 0 and --text-mb at least 1")
+        device = choose_device(options.device)
+        corpus = load_corpus(options.corpus).to(device)
+        rates = {precision: _product_rate(device, precision) for precision in ("fp32", "bf16")}
+        print(f"{describe(device)}, torch {torch.__version__}")
+        print("large product: " + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items()))
+        rows = [_measure(rung, corpus, device, options, rates) for rung in options.rungs]
+        print(f"\n{pd.DataFrame(rows).to_string(index=False)}\n")
+        print(_encoder(options.text_mb))
+
+
+def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, rates: dict[str, float]) -> dict:
+    """A row of the table: a rung's own loop, timed as a whole and then part by part."""
+    module = importlib.import_module(LADDER[RUNGS.index(rung)])
+    config = module.Config(eval_interval=10**9)
+    torch.manual_seed(config.seed)
+    model = module.LanguageModel(corpus.tokenizer.vocab_size, config).to(device).train()
+    precision = choose_precision(options.precision, device, sum(p.numel() for p in model.parameters()))
+    tokens = config.batch_size * config.block_size
+
+    idx, targets = corpus.batch(0, 0, config.batch_size, config.block_size)
+
+    def forward():
+        with autocast(device, precision):
+            return F.cross_entropy(model(idx).float().flatten(0, 1), targets.flatten())
+
+    with FlopCounterMode(display=False) as counter:
+        forward().backward()
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    parts = {
+        "batch": lambda: corpus.batch(0, 1, config.batch_size, config.block_size),
+        "forward": forward,
+        "fw+bw": lambda: forward().backward(),
+        "update": optimizer.step,
+    }
+    ms = {name: 1e3 * _seconds(part, device, options.seconds / 8) for name, part in parts.items()}
+
+    # the loop itself, on a corpus with next to nothing to evaluate
+    short = replace(corpus, val=corpus.val[: config.block_size + 1])
+    steps = max(2, round(options.seconds / 2 / (1e-3 * (ms["batch"] + ms["fw+bw"] + ms["update"]))))
+    *_, last = train(model, short, replace(config, steps=steps, decay=False), precision, range(steps))
+    step = last.seconds / steps
+
+    some = corpus.val[:16_385]
+    evaluation = _seconds(lambda: exact_loss(model, some, config.block_size), device, options.seconds / 8)
+    return {
+        "rung": rung,
+        "precision": precision,
+        "ms/step": f"{1e3 * step:.2f}",
+        "batch": f"{ms['batch']:.2f}",
+        "forward": f"{ms['forward']:.2f}",
+        "backward": f"{ms['fw+bw'] - ms['forward']:.2f}",
+        "update": f"{ms['update']:.2f}",
+        "characters/s": f"{tokens / step:,.0f}",
+        "GFLOP/s": f"{counter.get_total_flops() / step / 1e9:.1f}",
+        "share": f"{counter.get_total_flops() / step / rates[precision]:.1%}",
+        "s/evaluation": f"{2 * evaluation * len(corpus.val) / len(some):.2f}",
+        "s/run": f"{module.Config().steps * step:,.0f}",
+    }
+
+
+def _product_rate(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second of a 2048 x 2048 x 2048 matrix product."""
+    n, dtype = 2048, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    a, b = torch.ones(n, n, dtype=dtype, device=device), torch.ones(n, n, dtype=dtype, device=device)
+    return 2 * n**3 / _seconds(lambda: a @ b, device, 1.0)
+
+
+def _seconds(call: Callable, device: torch.device, budget: float) -> float:
+    """Median seconds of a call, over as many as fit into `budget` seconds, three at least, after one to warm up."""
+    call()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < budget:
+        synchronize(device)
+        started = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return float(pd.Series(times).median())
+
+
+def _encoder(millions: int) -> str:
+    """Speed and memory of the tokenizer on a text of so many million characters."""
+    text = load_corpus("pydoc")
+    text = text.tokenizer.decode(torch.cat([text.train, text.val]))
+    text = (text * (millions * 10**6 // len(text) + 1))[: millions * 10**6]
+    size = len(text.encode("utf-8")) / 1e6
+    cpu = torch.device("cpu")
+    build = _seconds(lambda: CharTokenizer(text), cpu, 1.0)
+    tokenizer = CharTokenizer(text)
+    encode = _seconds(lambda: tokenizer.encode(text), cpu, 1.0)
+    ids = tokenizer.encode(text)
+    decode = _seconds(lambda: tokenizer.decode(ids), cpu, 1.0)
+    tracemalloc.start()
+    tokenizer.encode(text)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return (
+        f"tokenizer on {size:.0f} MB: vocabulary {size / build:,.0f} MB/s, encode {size / encode:,.0f} MB/s, "
+        f"decode {size / decode:,.0f} MB/s; encode needs {peak / len(text):.2f} bytes a character at its peak"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""What several test files need: the rungs as modules, small settings for them, and texts to train on."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import Corpus, load_corpus
+from stages import LADDER
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def rung_id(module) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+MODULES = tuple(importlib.import_module(name) for name in LADDER)
+
+
+@pytest.fixture(params=MODULES, ids=rung_id)
+def rung(request):
+    """Each rung in turn."""
+    return request.param
+
+
+@pytest.fixture
+def small():
+    """Makes a rung's Config at the size of the small ones, so that the scaled-up rung takes milliseconds too."""
+
+    def make(module, **settings):
+        own = module.Config()
+        wanted = {"block_size": 8, "batch_size": 4, "n_embd": 32, "n_head": 4, "dropout": 0.0}
+        wanted |= {"n_layer": min(3, getattr(own, "n_layer", 3))} | settings
+        return module.Config(**{name: value for name, value in wanted.items() if hasattr(own, name)})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shakespeare() -> Corpus:
+    """The real corpus, as a run gets it; where it is not there and cannot be fetched, what needs it is skipped."""
+    corpus = load_corpus()
+    if corpus.name != "tinyshakespeare":
+        pytest.skip("data/input.txt is not there and could not be fetched")
+    return corpus
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    """A few thousand characters with some order in them, the same everywhere."""
+    words = "to be or not that is the question whether nobler in mind suffer slings and arrows of outrageous fortune"
+    generator = torch.Generator().manual_seed(1)
+    picks = torch.randint(len(words.split()), (1000,), generator=generator)
+    return " ".join(words.split()[i] for i in picks)
+
+
+@pytest.fixture(scope="session")
+def corpus(text) -> Corpus:
+    return Corpus.from_text("words", "0" * 64, text)
+
+
+@pytest.fixture(scope="session")
+def text_file(text, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "words.txt"
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,374 @@
+"""The commands as a user types them, most of them in a process of their own and from a foreign folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import matplotlib.image
+import pandas as pd
+import pytest
+from conftest import MODULES, ROOT, rung_id
+
+from data import read_log
+from data.loss_log import COLUMNS
+from helper_scripts import benchmark, ladder_table, plot_loss, run_ladder
+from helper_scripts.results import RUNGS
+from training import run
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def start(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8")
+
+
+def outputs(folder: Path) -> list[str]:
+    """Flags that send all that a run writes into `folder`."""
+    return ["--loss-csv", str(folder / "log.csv"), "--runs-dir", str(folder / "runs")]
+
+
+def train_here(module, folder: Path, text_file: Path, *flags: str) -> None:
+    """A run of a few small steps in this process."""
+    args = ["--steps", "2", "--eval-interval", "1", "--sample-length", "20", "--corpus", str(text_file)]
+    if rung_id(module) == "gpt":
+        args += ["--n-embd", "12", "--n-layer", "1", "--block-size", "8", "--batch-size", "2"]
+    run(module.LanguageModel, module.Config, [*args, *outputs(folder), *flags])
+
+
+# README
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    parts = [part.strip() for line in lines if line for part in line.split("&&")]
+    return list(dict.fromkeys(part for part in parts if part.startswith("python ")))
+
+
+def shortened(command: str, folder: Path, text_file: Path) -> list[str]:
+    """README's command on a small text for a few steps, writing into `folder` alone, from wherever it is started."""
+    words = shlex.split(command)
+    words[0] = sys.executable
+    words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
+    name = Path(words[2] if words[1] == "-m" else words[1]).stem.rpartition(".")[2]
+    words = [str(text_file) if word == "my_text.txt" else word for word in words]
+    corpus = [] if "--corpus" in words else ["--corpus", str(text_file)]
+    if name in RUNGS:
+        words += [*corpus, "--steps", "2", "--sample-length", "9", *outputs(folder)]
+        if name == "gpt":
+            words += ["--n-embd", "12", "--n-layer", "1", "--block-size", "8", "--batch-size", "2"]
+    elif name == "run_ladder":
+        words += [*corpus, "--steps", "2", *outputs(folder), "--out", str(folder / "curves.png")]
+    elif name == "plot_loss":
+        words += ["--out", str(folder / "curves.png")]
+    elif name == "benchmark":
+        words += [*corpus, "--seconds", "0.01", "--text-mb", "1"]
+        words += [] if set(words) & set(RUNGS) else ["bigram"]
+    elif name == "ladder_table":
+        shutil.copy(ROOT / "README.md", folder / "README.md")
+    return words
+
+
+def test_readme_names_the_main_commands():
+    commands = " ".join(readme_commands())
+    for name in ("gpt.py", "bigram.py", "stages/residual.py", "plot_loss.py", "run_ladder.py", "benchmark.py"):
+        assert name in commands
+
+
+def test_every_command_of_readme_runs_from_a_foreign_folder(tmp_path, text_file):
+    def attempt(numbered):
+        number, command = numbered
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        return command, start(shortened(command, folder, text_file), folder)
+
+    before = read_log(ROOT / "data" / "loss_gpt_pd.csv")
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for command, done in pool.map(attempt, enumerate(readme_commands())):
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+            assert done.stdout.strip(), command
+    pd.testing.assert_frame_equal(before, read_log(ROOT / "data" / "loss_gpt_pd.csv").iloc[: len(before)])
+
+
+# A run
+
+
+def test_a_run_tells_logs_saves_and_samples(tmp_path, text_file):
+    command = [
+        sys.executable,
+        str(ROOT / "stages" / "residual.py"),
+        "--seed",
+        "3",
+        "--steps",
+        "4",
+        "--eval-interval",
+        "2",
+    ]
+    command += ["--corpus", str(text_file), "--sample-length", "200", "--prompt", "to be", *outputs(tmp_path)]
+    done = start(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    log = read_log(tmp_path / "log.csv")
+    assert log["step"].tolist() == [0, 2, 4]
+    assert log["tokens"].tolist() == [0, 2 * 32 * 8, 4 * 32 * 8]
+    last = log.iloc[-1]
+    assert (last["experiment"], last["seed"], last["corpus"], last["steps"]) == ("residual", 3, "words.txt", 4)
+    assert last["flags"] == "--steps 4"
+    (checkpoint,) = (tmp_path / "runs").iterdir()
+    said = " ".join(done.stdout.split())
+    for words in (
+        "residual",
+        f"{last['parameters']:,} parameters",
+        "fp32 on cpu",
+        "seed 3",
+        f"corpus words.txt, sha256 {last['corpus_sha256']}",
+        "4 steps of 32 x 8 characters",
+        f"val {last['val_loss']:.4f}",
+        f"logged in {tmp_path / 'log.csv'} as {last['run']}",
+        f"model saved as {checkpoint}",
+        "\n\nto be",
+    ):
+        assert words in said or words in done.stdout, words
+    assert "4/4" in done.stderr  # the progress bar
+
+
+def test_python_m_works_as_well(tmp_path, text_file):
+    command = [sys.executable, "-m", "stages.residual", "--steps", "1", "--corpus", str(text_file), *outputs(tmp_path)]
+    assert start(command, tmp_path).returncode == 0
+    assert read_log(tmp_path / "log.csv")["experiment"].unique().tolist() == ["residual"]
+
+
+def test_a_rerun_repeats_itself_and_another_seed_does_not(rung, tmp_path, text_file):
+    for seed in ("5", "5", "6"):
+        train_here(rung, tmp_path, text_file, "--seed", seed)
+    log = read_log(tmp_path / "log.csv")
+    one, again, other = [rows["val_loss"].tolist() for _, rows in log.groupby("run", sort=False)]
+    assert one == again
+    assert one != other
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_other_settings_do_not_overwrite_a_model(tmp_path, text_file):
+    train_here(MODULES[0], tmp_path, text_file)
+    train_here(MODULES[0], tmp_path, text_file, "--steps", "3")
+    train_here(MODULES[0], tmp_path, text_file, "--corpus", "pydoc")
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+COMMANDS = [*MODULES, plot_loss, ladder_table, run_ladder, benchmark]
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=rung_id)
+def test_help_has_a_line_for_every_flag_with_its_default(module, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    config = getattr(module, "Config", None) or module.Options
+    with pytest.raises(SystemExit) as stop:
+        if hasattr(module, "Config"):
+            run(module.LanguageModel, module.Config, ["--help"])
+        else:
+            monkeypatch.setattr(sys, "argv", [module.__name__, "--help"])
+            module.main()
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    options = " ".join(re.sub("[│╭╰─╮╯]", " ", said).split())
+    assert (module.__doc__ or "").split()[0] in said
+    for name in config.__dataclass_fields__:
+        if name == "rungs":  # the names themselves, without a flag
+            continue
+        flag = "--" + name.replace("_", "-")
+        assert re.search(rf"{flag}\b[^(]*? \w+ \w+.*?\(default: ", options), flag
+
+
+# Bad input
+
+
+BAD = [
+    (["--steps", "-1"], "--steps is -1"),
+    (["--steps", "many"], "--steps"),
+    (["--batch-size", "0"], "--batch-size is 0"),
+    (["--n-embd", "-32"], "--n-embd is -32"),
+    (["--n-layer", "0"], "--n-layer is 0"),
+    (["--n-head", "5"], "--n-head 5 does not divide --n-embd 32"),
+    (["--learning-rate", "nan"], "--learning-rate is nan"),
+    (["--temperature", "-1"], "--temperature is -1"),
+    (["--device", "abacus"], "--device abacus is not known"),
+    (["--device", "cuda:99"], "--device cuda:99"),
+    (["--precision", "fp8"], "fp8"),
+    (["--stepz", "3"], "--stepz"),
+    (["--corpus", "no/such/file.txt"], "file.txt"),
+    (["--corpus", "EMPTY"], "is empty"),
+    (["--corpus", "SHORT"], "too short"),
+    (["--corpus", "LATIN1"], "not UTF-8"),
+    (["--block-size", "100000"], "too short"),
+    (["--prompt", "to be 🎭"], "'🎭' at position 6"),
+    (["--loss-csv", "OTHER"], "line 1 of"),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), BAD, ids=[" ".join(flags) for flags, _ in BAD])
+def test_bad_input_ends_in_one_line_and_writes_nothing(flags, words, tmp_path, text_file, capsys):
+    from stages import pre_norm
+
+    files = {"EMPTY": b"", "SHORT": b"to be or not", "LATIN1": "déjà vu".encode("latin-1"), "OTHER": b"a,b\n1,2\n"}
+    for name, raw in files.items():
+        (tmp_path / name).write_bytes(raw)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    flags = [str(tmp_path / flag) if flag in files else flag for flag in flags]
+    given = ["--corpus", str(text_file), "--steps", "1", *outputs(tmp_path), *flags]
+    with pytest.raises(SystemExit) as stop:
+        run(pre_norm.LanguageModel, pre_norm.Config, given)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    assert words in said.err
+    left = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".lock"}
+    assert left == before
+
+
+def test_a_bad_command_line_shows_no_traceback(tmp_path):
+    for command in (["bigram.py", "--steps", "-1"], ["helper_scripts/run_ladder.py", "bigrum"]):
+        done = start([sys.executable, str(ROOT / command[0]), *command[1:]], tmp_path)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", [plot_loss, ladder_table], ids=rung_id)
+@pytest.mark.parametrize("log", ["none.csv", "foreign.csv", "bare.csv"])
+def test_a_log_with_nothing_to_show_is_an_error(module, log, tmp_path, monkeypatch, capsys):
+    (tmp_path / "foreign.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    (tmp_path / "bare.csv").write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
+    picture = ["--out", str(tmp_path / "curves.png")] if module is plot_loss else []
+    monkeypatch.setattr(sys, "argv", ["command", "--loss-csv", str(tmp_path / log), *picture])
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and log in said
+    assert not (tmp_path / "curves.png").exists()
+
+
+# The plot and the table
+
+
+@pytest.fixture
+def log(tmp_path, text_file):
+    """Two rungs with two seeds each; and, not to be mixed in: another corpus, other settings, an older run, a torso."""
+    for module in (MODULES[4], MODULES[0]):
+        for seed in "01":
+            train_here(module, tmp_path, text_file, "--seed", seed)
+    path = tmp_path / "log.csv"
+    rows = read_log(path).assign(flags="", steps=2)  # as if two steps were the rungs' own
+    rows.loc[rows["experiment"] == "bigram", "val_loss"] = [4.0, 3.5, 3.25, 4.0, 3.5, 2.75]
+    first = rows[rows["run"] == rows["run"].iloc[-1]]
+    strangers = [
+        first.assign(run="older", val_loss=9.0),
+        first.assign(run="other-corpus", corpus="another", val_loss=9.0),
+        first.assign(run="other-settings", flags="--steps 7", config="0badcafe", val_loss=9.0),
+        first.assign(run="torso", seed=8, steps=7, val_loss=9.0),
+        first.assign(run="no-rung", experiment="stranger", val_loss=9.0),
+    ]
+    pd.concat([strangers[0], rows, *strangers[1:]]).to_csv(path, index=False, lineterminator="\n")
+    return path
+
+
+def test_the_table_has_means_over_comparable_runs_alone(log, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ladder_table", "--loss-csv", str(log), "--corpus", "words.txt"])
+    ladder_table.main()
+    said = capsys.readouterr().out
+    rows = [line for line in said.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == ["bigram", "residual"]
+    assert "**3.000** ± 0.354 (n = 2)" in rows[0]  # of 3.25 and 2.75: mean 3, deviation 0.25 * sqrt(2)
+    assert said.count("left out 1 run ") == 5
+    assert "9.0" not in said
+
+
+def test_other_settings_are_rows_of_their_own_on_request(log, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ladder_table", "--loss-csv", str(log), "--corpus", "words.txt", "--variants"])
+    ladder_table.main()
+    said = capsys.readouterr().out
+    assert "| `bigram --steps 7` |" in said and "**3.000**" in said
+
+
+def test_the_table_goes_between_the_markers(log, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{ladder_table.BEGIN}\nold\n{ladder_table.END}\nafter\n", encoding="utf-8")
+    command = ["ladder_table", "--loss-csv", str(log), "--corpus", "words.txt", "--write", str(page)]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", command)
+        ladder_table.main()
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n")
+    assert text.count("| `bigram` |") == 1 and "old" not in text
+    page.write_text("no markers", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        ladder_table.main()
+    assert page.read_text(encoding="utf-8") == "no markers"
+
+
+def test_readmes_table_is_the_committed_logs(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ladder_table"])
+    ladder_table.main()
+    table = "\n".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
+    assert table in README.replace("\r\n", "\n")
+
+
+def test_the_plot_has_ink_in_every_panel(log, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "pictures" / "curves.png"
+    monkeypatch.setattr(sys, "argv", ["plot_loss", "--loss-csv", str(log), "--corpus", "words.txt", "--out", str(out)])
+    plot_loss.main()
+    said = capsys.readouterr().out
+    assert said.count("left out") == 5 and "drew 4 runs of 2 rungs on words.txt" in said
+    figure = plot_loss.draw(plot_loss.load_results(log, "words.txt"))
+    figure.canvas.draw()
+    picture = matplotlib.image.imread(out)
+    height, width = picture.shape[:2]
+    assert len(figure.axes) == 3
+    for panel in figure.axes:
+        box = panel.get_position()
+        rows = slice(int((1 - box.y1) * height), int((1 - box.y0) * height))
+        pixels = picture[rows, int(box.x0 * width) : int(box.x1 * width), :3]
+        colourful = (pixels.max(axis=-1) - pixels.min(axis=-1) > 0.3).sum()
+        assert colourful > 20, panel.get_title()
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[0] == "bigram  3.000" and legend[1].startswith("residual  ")
+
+
+def test_the_ladder_command_trains_what_it_is_told(tmp_path, text_file):
+    command = [
+        sys.executable,
+        str(ROOT / "helper_scripts" / "run_ladder.py"),
+        "bigram",
+        "residual",
+        "--seeds",
+        "1",
+        "2",
+    ]
+    command += ["--steps", "2", "--corpus", str(text_file), *outputs(tmp_path), "--out", str(tmp_path / "curves.svg")]
+    done = start(command, tmp_path)
+    assert done.returncode == 0, done.stderr
+    log = read_log(tmp_path / "log.csv")
+    assert {(e, s) for e, s in zip(log["experiment"], log["seed"], strict=True)} == {
+        (rung, seed) for rung in ("bigram", "residual") for seed in (1, 2)
+    }
+    assert "| `residual --steps 2` |" in done.stdout
+    assert (tmp_path / "curves.svg").read_text(encoding="utf-8").count("<path") > 20
+    assert "4/4" in done.stderr
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be " * 5, encoding="utf-8")  # fits no context of 256
+    command = [sys.executable, str(ROOT / "helper_scripts" / "run_ladder.py"), "gpt", "bigram", "--steps", "2"]
+    command += ["--corpus", "text.txt", *outputs(tmp_path), "--out", str(tmp_path / "curves.png")]
+    done = start(command, tmp_path)
+    assert done.returncode == 2
+    assert "gpt with seed 0 failed: error: the corpus text.txt is too short" in done.stderr.splitlines()[-1]
+    assert "| `bigram --steps 2` |" in done.stdout

@@ -1,0 +1,98 @@
+"""The rungs' parts against independent ones: torch's own layers, and a table that is counted, not trained."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bigram
+import gpt
+from stages import feed_forward, multi_head, post_norm, pre_norm, residual, self_attention
+from training.loop import train
+
+C, H, B, T = 32, 4, 5, 8
+FUTURE = torch.ones(T, T, dtype=torch.bool).triu(1)
+WITH_HEADS = (multi_head, feed_forward, residual, post_norm, pre_norm, gpt)
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(B, T, C, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+
+def test_one_head_is_torchs_attention(small, x):
+    attention = self_attention.SelfAttention(small(self_attention))
+    q, k, v = F.linear(x, attention.qkv.weight).split(C, dim=-1)
+    same(attention(x), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+@pytest.mark.parametrize("rung", WITH_HEADS, ids=lambda rung: rung.__name__)
+def test_many_heads_are_torchs_multi_head_attention(rung, small, x):
+    attention = rung.SelfAttention(small(rung)).eval()
+    torchs = nn.MultiheadAttention(C, H, batch_first=True)
+    with torch.no_grad():
+        torchs.in_proj_weight.copy_(attention.qkv.weight)
+        torchs.out_proj.weight.copy_(attention.proj.weight)
+        torchs.out_proj.bias.copy_(attention.proj.bias)
+    theirs, _ = torchs(x, x, x, attn_mask=FUTURE, need_weights=False)
+    ours = attention(x)
+    same(ours, theirs)
+    # and both learn the same from the same error
+    error = torch.randn_like(ours)
+    ours.backward(error)
+    gradient, x.grad = x.grad, None
+    theirs.backward(error)
+    same(gradient, x.grad)
+    same(attention.qkv.weight.grad, torchs.in_proj_weight.grad)
+
+
+@pytest.mark.parametrize(
+    ("rung", "norm_first"), [(post_norm, False), (pre_norm, True), (gpt, True)], ids=["post_norm", "pre_norm", "gpt"]
+)
+def test_a_block_is_torchs_encoder_layer(rung, norm_first, small, x):
+    block = rung.Block(small(rung)).eval()
+    layer = nn.TransformerEncoderLayer(C, H, 4 * C, dropout=0.0, batch_first=True, norm_first=norm_first)
+    with torch.no_grad():
+        for norm in (block.norm1, block.norm2):  # off their start, where a LayerNorm is the same as its neighbour
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+        layer.self_attn.in_proj_weight.copy_(block.attention.qkv.weight)
+        layer.self_attn.in_proj_bias.zero_()
+        layer.self_attn.out_proj.load_state_dict(block.attention.proj.state_dict())
+        layer.linear1.load_state_dict(block.feed_forward.net[0].state_dict())
+        layer.linear2.load_state_dict(block.feed_forward.net[2].state_dict())
+        layer.norm1.load_state_dict(block.norm1.state_dict())
+        layer.norm2.load_state_dict(block.norm2.state_dict())
+    same(block(x), layer(x, src_mask=FUTURE))
+
+
+def test_a_residual_block_adds_and_a_plain_one_does_not(small, x):
+    plain, added = feed_forward.Block(small(feed_forward)), residual.Block(small(residual))
+    with torch.no_grad():
+        for block in (plain, added):
+            for parameter in block.parameters():
+                parameter.zero_()
+    assert plain(x).abs().max() == 0
+    assert torch.equal(added(x), x)
+
+
+def counted_loss(train: np.ndarray, val: np.ndarray, vocab_size: int) -> float:
+    """Validation loss of the table of pairs in the train split, each count one higher."""
+    counts = np.ones((vocab_size, vocab_size))
+    np.add.at(counts, (train[:-1], train[1:]), 1)
+    probabilities = counts / counts.sum(axis=1, keepdims=True)
+    return float(-np.log(probabilities[val[:-1], val[1:]]).mean())
+
+
+def test_a_trained_bigram_comes_near_the_counted_table(shakespeare):
+    floor = counted_loss(shakespeare.train.numpy(), shakespeare.val.numpy(), 65)
+    assert abs(floor - 2.482) < 5e-4
+    config = bigram.Config(eval_interval=10**9)
+    model = bigram.LanguageModel(65, config)
+    *_, last = train(model, shakespeare, config, "fp32", range(config.steps))
+    assert abs(last.val_loss - floor) < 0.01
