@@ -52,7 +52,9 @@ def shakespeare() -> Corpus:
 @pytest.fixture(scope="session")
 def text() -> str:
     """A few thousand characters with some order in them, the same everywhere."""
-    words = "to be or not that is the question whether nobler in mind suffer slings and arrows of outrageous fortune"
+    words = (
+        "ROMEO: to be or not that is the question whether nobler in mind suffer slings and arrows of outrageous fortune"
+    )
     generator = torch.Generator().manual_seed(1)
     picks = torch.randint(len(words.split()), (1000,), generator=generator)
     return " ".join(words.split()[i] for i in picks)
