@@ -4,7 +4,7 @@ What is new: the LayerNorm moves from after each addition to before each part, a
 Xiong et al., 2020). The parts still see vectors of one scale, but the sum itself is never squeezed, from the embedding
 to the output. Since nothing normalises that sum any more, a final LayerNorm does before the logits.
 
-In the curve: level with post-norm at this depth. It is chosen for what comes next: it needs no care at six blocks.
+In the curve: level with post-norm at this depth. It is there for what comes next, a model of six blocks.
 """
 
 from dataclasses import dataclass
