@@ -36,7 +36,7 @@ class Config(TrainConfig):
     learning_rate: float = 1e-3  # AdamW's step size, at its highest
     weight_decay: float = 0.1  # AdamW's pull of the weights towards zero
     beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
-    warmup_steps: int = 100  # steps over which the learning rate rises from zero
+    warmup_steps: int = 100  # steps over which the learning rate rises from zero, a tenth of all at most
     decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
     eval_interval: int = 250  # steps from one evaluation to the next
     n_embd: int = 384  # numbers in a character's vector

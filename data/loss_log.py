@@ -29,7 +29,7 @@ COLUMNS = {
     "precision": str,
     "corpus": str,
     "corpus_sha256": str,  # its first 12 digits
-    "config": str,  # hash of every setting that shapes the result: rows may be compared where it is equal
+    "config": str,  # hash of every setting that shapes the result; runs are comparable only where it is equal
     "flags": str,  # those of these settings that are not the rung's own defaults; empty for a plain run
     "commit": str,  # of the code; a trailing + means that it had uncommitted changes
     "torch": str,
@@ -51,7 +51,7 @@ class LossLog:
 
     def check(self) -> None:
         """Raises UserError where a row could not be appended: before an hour of training rather than after."""
-        self._locked(lambda file: None)
+        self._locked()
 
     def append(self, row: dict) -> None:
         """Add one row, with a value for every column. On disk when this returns."""
@@ -61,20 +61,30 @@ class LossLog:
         csv.writer(line, lineterminator="\n").writerow([row[name] for name in COLUMNS])
 
         def write(file):
-            if file.tell() == 0:
-                file.write((",".join(COLUMNS) + "\n").encode("utf-8"))
-            file.write(line.getvalue().encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+            end = file.seek(0, os.SEEK_END)
+            header = "" if end else ",".join(COLUMNS) + "\n"
+            try:
+                file.write((header + line.getvalue()).encode("utf-8"))
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:  # a full disk, say: half a line would be worse than none
+                file.truncate(end)
+                raise
 
         self._locked(write)
 
-    def _locked(self, action) -> None:
+    def _locked(self, action=None) -> None:
+        """Open the file alone, look whether it is whole, and call `action` with it; without one, leave no trace."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._lock, self.path.open("ab+") as file:
-                self._refuse_damage(file)
-                action(file)
+            with self._lock:
+                is_new = not self.path.exists()
+                with self.path.open("ab+") as file:
+                    self._refuse_damage(file)
+                    if action:
+                        action(file)
+                if is_new and not action:
+                    self.path.unlink()
         except OSError as error:
             raise UserError(
                 f"cannot write the loss log {self.path}: {error.strerror or error}; choose another with --loss-csv"
@@ -114,7 +124,8 @@ def read_log(path: Path) -> pd.DataFrame:
             raise UserError(_torn(path, number))
         for (name, kind), value in zip(COLUMNS.items(), _fields(line), strict=True):
             try:
-                kind(value)
+                if kind is not str and not abs(kind(value)) < 2**63:  # nan, inf, and what fits no column
+                    raise ValueError(value)
             except ValueError:
                 raise UserError(f"line {number} of {path} has {value!r} as its {name}; mend or delete it") from None
     return pd.read_csv(io.StringIO(header + body), dtype=COLUMNS, keep_default_na=False)
@@ -129,7 +140,10 @@ def _check_header(path: Path, header: str) -> None:
 
 
 def _fields(line: str) -> list[str]:
-    return next(csv.reader([line]), [])
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:  # a stray line break in the middle
+        return []
 
 
 def _is_whole(line: str) -> bool:

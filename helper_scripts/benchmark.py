@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import CharTokenizer, Corpus, UserError, load_corpus
-from helper_scripts.results import RUNGS
+from helper_scripts.results import RUNGS, check_rungs
 from stages import LADDER
 from training.cli import errors_in_one_line, parse
 from training.device import autocast, choose_device, choose_precision, describe, synchronize
@@ -42,10 +42,8 @@ class Options:
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        unknown = [name for name in options.rungs if name not in RUNGS]
-        if unknown:
-            raise UserError(f"there is no rung {', '.join(unknown)}; the ladder has {', '.join(RUNGS)}")
-        if not options.seconds > 0 or options.text_mb < 1:
+        check_rungs(options.rungs)
+        if not 0 < options.seconds < float("inf") or options.text_mb < 1:
             raise UserError("--seconds has to be more than 0 and --text-mb at least 1")
         device = choose_device(options.device)
         corpus = load_corpus(options.corpus).to(device)
@@ -61,6 +59,7 @@ def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, 
     """A row of the table: a rung's own loop, timed as a whole and then part by part."""
     module = importlib.import_module(LADDER[RUNGS.index(rung)])
     config = module.Config(eval_interval=10**9)
+    corpus.check_context(config.block_size)
     torch.manual_seed(config.seed)
     model = module.LanguageModel(corpus.tokenizer.vocab_size, config).to(device).train()
     precision = choose_precision(options.precision, device, sum(p.numel() for p in model.parameters()))

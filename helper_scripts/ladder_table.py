@@ -84,8 +84,8 @@ def write_between_markers(path: Path, table: str) -> None:
     """Replace what stands between the markers. Raises UserError where the file or a marker is missing."""
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; name a Markdown file with --write") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}; name a Markdown file with --write") from None
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

@@ -6,14 +6,15 @@ left out, and named.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import seaborn as sns
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
-from data import LOSS_CSV
+from data import LOSS_CSV, UserError
 from helper_scripts.results import Results, load_results
 from training.cli import errors_in_one_line, parse
 
@@ -32,34 +33,47 @@ class Options:
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
+        check_picture(options.out)
+        results = load_results(options.loss_csv, options.corpus, options.variants)
         if not options.show:
-            matplotlib.use("agg")  # draws without a display
-        write_plot(load_results(options.loss_csv, options.corpus, options.variants), options.out)
-        if options.show:
-            import matplotlib.pyplot as plt
+            write_plot(results, options.out)
+        else:
+            import matplotlib.pyplot as plt  # which looks for a display
 
+            write_plot(results, options.out, plt.figure())
             plt.show()
 
 
-def write_plot(results: Results, out: Path) -> None:
+def check_picture(out: Path) -> None:
+    """Raises UserError for a file name whose ending is no kind of picture."""
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if out.suffix.lower().lstrip(".") not in kinds:
+        raise UserError(f"--out {out} does not end in a kind of picture; use one of {', '.join(sorted(kinds))}")
+
+
+def write_plot(results: Results, out: Path, figure: Figure | None = None) -> None:
     """Write the picture of `results` to `out` and say on the terminal where it went and what is not in it."""
-    figure = draw(results)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
+    picture = io.BytesIO()
+    draw(results, figure or Figure()).savefig(picture, format=out.suffix.lower().lstrip("."), dpi=150)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(picture.getvalue())
+    except OSError as error:
+        raise UserError(f"cannot write the picture {out}: {error.strerror}; choose another with --out") from None
     for line in results.left_out:
         print(line)
     print(f"drew {results.rows['run'].nunique()} runs of {len(results.order)} rungs on {results.corpus}: {out}")
 
 
-def draw(results: Results) -> Figure:
+def draw(results: Results, figure: Figure) -> Figure:
     """Three panels: validation loss, train loss, and the final validation losses as a ladder."""
-    import matplotlib.pyplot as plt
-
-    sns.set_theme(style="whitegrid", context="notebook")
     order, final = results.order, results.final()
     palette = dict(zip(order, sns.color_palette("turbo", len(order)), strict=True))
-    figure, panels = plt.subplots(1, 3, figsize=(16, 7), layout="constrained", width_ratios=(1, 1, 0.8))
     means = final.groupby("label")["val_loss"].agg(["mean", "std", "count"])
+    figure.set_size_inches(16, 7)
+    figure.set_layout_engine("constrained")
+    with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
+        panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
 
     for panel, column, title in ((panels[0], "val_loss", "validation"), (panels[1], "train_loss", "train")):
         sns.lineplot(

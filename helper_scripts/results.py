@@ -1,7 +1,8 @@
 """The rows of the loss log that may stand side by side, and what had to be left out.
 
-Runs are comparable where rung, settings and corpus are the same. Of those only finished runs count, and of several
-with the same seed the latest. Everything else is left out, and every command that draws or prints says so.
+Runs are comparable where rung, settings, size, precision and corpus are the same. Of those only finished runs count,
+and of several with the same seed the latest. Everything else is left out, and every command that draws or prints says
+so.
 """
 
 from __future__ import annotations
@@ -12,10 +13,17 @@ from pathlib import Path
 import pandas as pd
 
 from data import UserError, read_log
+from data.sources import TINY_SHAKESPEARE
 from stages import LADDER
 
 RUNGS = tuple(module.rpartition(".")[2] for module in LADDER)  # as the log names them: "residual", "gpt"
-TINY_SHAKESPEARE = "tinyshakespeare"
+
+
+def check_rungs(names: tuple[str, ...]) -> None:
+    """Raises UserError for names that the ladder does not have."""
+    unknown = [name for name in names if name not in RUNGS]
+    if unknown:
+        raise UserError(f"there is no rung {', '.join(unknown)}; the ladder has {', '.join(RUNGS)}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,10 @@ def load_results(loss_csv: Path, corpus: str | None = None, variants: bool = Fal
     rows = rows.assign(label=(rows["experiment"] + " " + rows["flags"]).str.strip())
     latest = rows.groupby("label")["config"].transform("last")
     keep(rows["config"] == latest, "from before their rung's settings changed")
+    latest = rows.groupby("label")["parameters"].transform("last")
+    keep(rows["parameters"] == latest, "from before their rung's architecture changed")
+    latest = rows.groupby("label")["precision"].transform("last")
+    keep(rows["precision"] == latest, "in another precision than their rung's latest run")
     latest = rows.groupby(["label", "seed"])["run"].transform("last")
     keep(rows["run"] == latest, "that a later one with the same seed replaces")
     if rows.empty:

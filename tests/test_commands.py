@@ -15,6 +15,7 @@ import matplotlib.image
 import pandas as pd
 import pytest
 from conftest import MODULES, ROOT, rung_id
+from matplotlib.figure import Figure
 
 from data import read_log
 from data.loss_log import COLUMNS
@@ -26,21 +27,27 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def start(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8")
 
 
 def outputs(folder: Path) -> list[str]:
-    """Flags that send all that a run writes into `folder`."""
-    return ["--loss-csv", str(folder / "log.csv"), "--runs-dir", str(folder / "runs")]
+    """Flags that send all that a run writes into `folder`, and keep it on the device that all machines have."""
+    return ["--device", "cpu", "--loss-csv", str(folder / "log.csv"), "--runs-dir", str(folder / "runs")]
 
 
 def train_here(module, folder: Path, text_file: Path, *flags: str) -> None:
     """A run of a few small steps in this process."""
     args = ["--steps", "2", "--eval-interval", "1", "--sample-length", "20", "--corpus", str(text_file)]
-    if rung_id(module) == "gpt":
-        args += ["--n-embd", "12", "--n-layer", "1", "--block-size", "8", "--batch-size", "2"]
-    run(module.LanguageModel, module.Config, [*args, *outputs(folder), *flags])
+    run(module.LanguageModel, module.Config, [*args, *small_sizes(rung_id(module)), *outputs(folder), *flags])
+
+
+def small_sizes(rung: str) -> list[str]:
+    """Flags that make a rung that is large by itself take milliseconds."""
+    module = MODULES[RUNGS.index(rung)]
+    if module.Config().block_size == 8:
+        return []
+    return ["--n-embd", "12", "--n-layer", "1", "--block-size", "8", "--batch-size", "2"]
 
 
 # README
@@ -58,22 +65,22 @@ def shortened(command: str, folder: Path, text_file: Path) -> list[str]:
     words = shlex.split(command)
     words[0] = sys.executable
     words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
-    name = Path(words[2] if words[1] == "-m" else words[1]).stem.rpartition(".")[2]
+    name = words[2].rpartition(".")[2] if words[1] == "-m" else Path(words[1]).stem
     words = [str(text_file) if word == "my_text.txt" else word for word in words]
     corpus = [] if "--corpus" in words else ["--corpus", str(text_file)]
     if name in RUNGS:
-        words += [*corpus, "--steps", "2", "--sample-length", "9", *outputs(folder)]
-        if name == "gpt":
-            words += ["--n-embd", "12", "--n-layer", "1", "--block-size", "8", "--batch-size", "2"]
+        words += [*corpus, "--steps", "2", "--sample-length", "9", *small_sizes(name), *outputs(folder)]
     elif name == "run_ladder":
         words += [*corpus, "--steps", "2", *outputs(folder), "--out", str(folder / "curves.png")]
     elif name == "plot_loss":
         words += ["--out", str(folder / "curves.png")]
     elif name == "benchmark":
-        words += [*corpus, "--seconds", "0.01", "--text-mb", "1"]
+        words += [*corpus, "--seconds", "0.01", "--text-mb", "1", "--device", "cpu"]
         words += [] if set(words) & set(RUNGS) else ["bigram"]
     elif name == "ladder_table":
         shutil.copy(ROOT / "README.md", folder / "README.md")
+    else:
+        raise ValueError(f"nothing here keeps {command} from writing into the project")
     return words
 
 
@@ -209,6 +216,8 @@ BAD = [
     (["--block-size", "100000"], "too short"),
     (["--prompt", "to be 🎭"], "'🎭' at position 6"),
     (["--loss-csv", "OTHER"], "line 1 of"),
+    (["--runs-dir", "OTHER"], "--runs-dir"),
+    (["--seed", "99999999999999999999999"], "--seed"),
 ]
 
 
@@ -231,6 +240,22 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(flags, words, tmp_path, t
     assert words in said.err
     left = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".lock"}
     assert left == before
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_spoils_no_log(tmp_path, text_file, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_here(MODULES[3], tmp_path, text_file, "--learning-rate", "1e30", "--steps", "8")
+    assert stop.value.code == 2
+    assert "try a smaller --learning-rate" in capsys.readouterr().err
+    assert read_log(tmp_path / "log.csv")["val_loss"].between(0, 1e30).all()
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_does_not_fit_into_memory_ends_in_one_line(tmp_path, text_file, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_here(MODULES[6], tmp_path, text_file, "--n-embd", "40000000")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: out of memory; try a smaller")
 
 
 def test_a_bad_command_line_shows_no_traceback(tmp_path):
@@ -256,6 +281,13 @@ def test_a_log_with_nothing_to_show_is_an_error(module, log, tmp_path, monkeypat
     assert not (tmp_path / "curves.png").exists()
 
 
+def test_a_picture_that_cannot_be_is_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["plot_loss", "--out", str(tmp_path / "curves.xyz")])
+    with pytest.raises(SystemExit):
+        plot_loss.main()
+    assert "does not end in a kind of picture" in capsys.readouterr().err
+
+
 # The plot and the table
 
 
@@ -275,8 +307,10 @@ def log(tmp_path, text_file):
         first.assign(run="other-settings", flags="--steps 7", config="0badcafe", val_loss=9.0),
         first.assign(run="torso", seed=8, steps=7, val_loss=9.0),
         first.assign(run="no-rung", experiment="stranger", val_loss=9.0),
+        first.assign(run="other-architecture", seed=9, parameters=7, val_loss=9.0),
+        first.assign(run="other-precision", seed=9, precision="bf16", val_loss=9.0),
     ]
-    pd.concat([strangers[0], rows, *strangers[1:]]).to_csv(path, index=False, lineterminator="\n")
+    pd.concat([strangers[0], *strangers[5:], rows, *strangers[1:5]]).to_csv(path, index=False, lineterminator="\n")
     return path
 
 
@@ -287,7 +321,7 @@ def test_the_table_has_means_over_comparable_runs_alone(log, capsys, monkeypatch
     rows = [line for line in said.splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == ["bigram", "residual"]
     assert "**3.000** ± 0.354 (n = 2)" in rows[0]  # of 3.25 and 2.75: mean 3, deviation 0.25 * sqrt(2)
-    assert said.count("left out 1 run ") == 5
+    assert said.count("left out 1 run ") == 7
     assert "9.0" not in said
 
 
@@ -326,7 +360,7 @@ def test_readmes_table_is_the_committed_logs(tmp_path):
     log = tmp_path / "log.csv"
     log.write_text(committed("data/loss_gpt_pd.csv"), encoding="utf-8", newline="\n")
     table = ladder_table.markdown_table(load_results(log))
-    assert len(table.splitlines()) == 2 + len(RUNGS)
+    assert len(table.splitlines()) >= 2 + 8
     assert table in committed("README.md")
 
 
@@ -335,8 +369,8 @@ def test_the_plot_has_ink_in_every_panel(log, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["plot_loss", "--loss-csv", str(log), "--corpus", "words.txt", "--out", str(out)])
     plot_loss.main()
     said = capsys.readouterr().out
-    assert said.count("left out") == 5 and "drew 4 runs of 2 rungs on words.txt" in said
-    figure = plot_loss.draw(plot_loss.load_results(log, "words.txt"))
+    assert said.count("left out") == 7 and "drew 4 runs of 2 rungs on words.txt" in said
+    figure = plot_loss.draw(load_results(log, "words.txt"), Figure())
     figure.canvas.draw()
     picture = matplotlib.image.imread(out)
     height, width = picture.shape[:2]

@@ -141,6 +141,7 @@ def server(tmp_path):
 @pytest.fixture
 def no_proxy(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(data.sources, "RETRIES", 0)
 
 

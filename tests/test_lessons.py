@@ -1,13 +1,21 @@
 """Neighbouring rungs differ in what the upper one declares as its LESSON, and in nothing else."""
 
 import ast
+import importlib
 import itertools
+import re
 from pathlib import Path
 
 import pytest
 from conftest import MODULES, rung_id
 
-PAIRS = [pytest.param(lower, upper, id=rung_id(upper)) for lower, upper in itertools.pairwise(MODULES)]
+
+def below(above, upper):
+    """The rung that `upper` is compared with: the one above it on the ladder, or the one it names as AFTER."""
+    return importlib.import_module(upper.AFTER) if hasattr(upper, "AFTER") else above
+
+
+PAIRS = [pytest.param(below(above, upper), upper, id=rung_id(upper)) for above, upper in itertools.pairwise(MODULES)]
 
 
 def definitions(source: str) -> dict[str, str]:
@@ -62,7 +70,7 @@ def test_neighbours_keep_the_same_frame(lower, upper):
     def frame(module):
         kept = [n for n in ast.parse(source(module)).body if not isinstance(n, ast.ClassDef | ast.FunctionDef)]
         text = [ast.unparse(node) for node in kept[1:]]  # without the docstring
-        return [line for line in text if not line.startswith("LESSON")]
+        return [line for line in text if not line.startswith(("LESSON", "AFTER"))]
 
     one, other = frame(lower), frame(upper)
     assert one == [line for line in other if line in one]
@@ -73,7 +81,7 @@ def test_neighbours_keep_the_same_frame(lower, upper):
 @pytest.mark.parametrize("module", MODULES, ids=rung_id)
 def test_a_rung_says_what_it_adds(module):
     first, *rest = (module.__doc__ or "").splitlines()
-    assert first.startswith(f"Rung {MODULES.index(module) + 1}, ") and first.endswith(".")
+    assert re.fullmatch(r"Rung \d+, .+: .+\.", first)  # what follows the colon is the table's description
     assert any(line.startswith("In the curve") for line in rest)
 
 

@@ -72,6 +72,7 @@ def damaged(tmp_path, damage) -> tuple[LossLog, bytes]:
         (lambda raw: raw[:-1], 4),  # no line break at the end
         (lambda raw: raw[:-30], 4),  # half a row
         (lambda raw: raw[:-30] + b"\n", 4),  # half a row, and a line break
+        (lambda raw: raw[:-30] + b"\r" + raw[-30:], 4),  # a stray line break within
         (lambda raw: raw.replace(b"seed", b"sead"), 1),  # another column
         (lambda raw: b"step,loss\n1,2.5\n", 1),  # another file altogether
     ],
@@ -100,7 +101,28 @@ def test_a_missing_and_an_empty_log_are_errors_of_their_own(tmp_path):
         read_log(tmp_path / "empty.csv")
 
 
-def test_the_committed_log_is_whole():
+def test_the_projects_own_log_is_whole():
     table = read_log(LOSS_CSV)
+    assert len(table) > 300
     assert not table.duplicated(["run", "step"]).any()
-    assert (table["val_loss"] < 5).all()
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    log = LossLog(tmp_path / "log.csv")
+    log.append(ROW)
+    before = log.path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data.loss_log.os.fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        log.append(ROW)
+    assert log.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [b"nan", b"inf", b"-inf"])
+def test_a_loss_that_is_no_number_is_named(tmp_path, value):
+    log, _ = damaged(tmp_path, lambda raw: raw.replace(b"1.25", value, 1))
+    with pytest.raises(UserError, match="line 2 of"):
+        read_log(log.path)

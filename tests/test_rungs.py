@@ -72,9 +72,8 @@ def test_one_batch_can_be_learnt_by_heart(rung, small):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if (
-            loss.item() < 0.2
-        ):  # a single head gets no further: it looks at one place, and two of the 16 look alike there
+        # a single head gets no further: it ends up looking at one place, and two of the 16 look alike there
+        if loss.item() < 0.2:
             return
     pytest.fail(f"the loss is still {loss.item():.3f}")
 
@@ -88,7 +87,7 @@ def test_only_a_table_is_blind_to_what_came_before(rung, small):
 def test_nothing_is_pinned_to_a_device(rung, small):
     with torch.device("meta"):
         model = rung.LanguageModel(VOCAB, small(rung))
-        logits = model(torch.zeros(2, 8, dtype=torch.long))
+    logits = model(torch.zeros(2, 8, dtype=torch.long, device="meta"))
     assert logits.device.type == "meta"
     assert logits.shape == (2, 8, VOCAB)
 

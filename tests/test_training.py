@@ -95,6 +95,9 @@ def test_the_learning_rate_rises_and_falls():
     assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
     assert rates[9:] == pytest.approx([(100 - step) / 91 for step in range(9, 100)], abs=0.02)
     assert max(rates) <= 1 and 0 < rates[-1] < 0.02
+    short = TrainConfig(steps=50, learning_rate=1.0, warmup_steps=100, decay=True)  # warms up for 5 steps, not 100
+    assert learning_rate(5, short) == 1.0
+    assert learning_rate(49, short) == pytest.approx(1 / 45)
 
 
 class Fixed(nn.Module):
@@ -225,7 +228,7 @@ def test_devices_that_are_there_and_not(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert choose_device("auto").type == "cuda"
-    for name in ("cuda:1", "cuda:x", "tpu", ""):
+    for name in ("cuda:1", "cuda:x", "cuda:", "cpu:", "tpu", ""):
         with pytest.raises(UserError, match="use --device"):
             choose_device(name)
 

@@ -14,6 +14,16 @@ from data import UserError
 from training.config import TrainConfig
 
 
+def check_folder(folder: Path) -> None:
+    """Make `folder`, where it is not there yet. Raises UserError where a checkpoint could not be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with --runs-dir") from None
+
+
 def save_checkpoint(path: Path, model: torch.nn.Module, config: TrainConfig, facts: dict) -> None:
     """Write the weights, the configuration and `facts` (plain values) to `path`: all of it, or nothing.
 
@@ -26,7 +36,7 @@ def save_checkpoint(path: Path, model: torch.nn.Module, config: TrainConfig, fac
     }
     aside = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_folder(path.parent)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
             aside = Path(file.name)
             torch.save(content, file)
@@ -34,9 +44,10 @@ def save_checkpoint(path: Path, model: torch.nn.Module, config: TrainConfig, fac
             os.fsync(file.fileno())
         aside.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        if aside is not None:
-            aside.unlink(missing_ok=True)
         raise UserError(f"cannot write the checkpoint {path}: {error}; choose another folder with --runs-dir") from None
+    finally:
+        if aside is not None:
+            aside.unlink(missing_ok=True)  # gone already where all went well
 
 
 def load_checkpoint(path: Path) -> dict:

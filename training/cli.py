@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 
+import torch
 import tyro
 
 from data import UserError
@@ -44,5 +45,10 @@ def errors_in_one_line():
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\nstopped; the evaluations up to here are in the log", file=sys.stderr)
+        print("\nstopped; what was logged up to here stays", file=sys.stderr)
         raise SystemExit(130) from None
+    except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are RuntimeErrors
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        print("error: out of memory; try a smaller --batch-size, --block-size or model", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -13,7 +13,7 @@ from data import LOSS_CSV, UserError
 RUNS_DIR = Path(__file__).resolve().parent.parent / "runs"
 
 # Settings that say where a run happens and what it leaves behind, or that have a column of their own in the log.
-# All others shape its result: they make up the hash by which rows of the log may be compared.
+# All others shape its result, and so they make up the hash of its configuration.
 NOT_COMPARED = frozenset(
     {"seed", "eval_interval", "device", "precision", "corpus", "loss_csv", "runs_dir"}
     | {"prompt", "sample_length", "temperature", "top_k"}
@@ -36,7 +36,7 @@ class TrainConfig:
     learning_rate: float = 1e-3  # AdamW's step size, at its highest
     weight_decay: float = 0.0  # AdamW's pull of the weights towards zero; small models never get to overfit
     beta2: float = 0.999  # AdamW's memory of squared gradients
-    warmup_steps: int = 0  # steps over which the learning rate rises from zero
+    warmup_steps: int = 0  # steps over which the learning rate rises from zero, a tenth of all at most
     decay: bool = False  # let the learning rate fall, after the warm-up, linearly to zero at the last step
     eval_interval: int = 500  # steps from one evaluation to the next
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
@@ -65,10 +65,10 @@ def _check_range(name: str, value) -> None:
     if type(value) not in (int, float):  # bool, which Python counts among the ints, is neither
         return
     may_be_zero = name in MAY_BE_ZERO
-    below = 1 if name in BELOW_ONE else float("inf")
+    below = 1 if name in BELOW_ONE else 2**63 if type(value) is int else float("inf")
     smallest = "0 or more" if may_be_zero else "1 or more" if type(value) is int else "more than 0"
     if not (0 <= value < below and (value or may_be_zero)):  # so that nan fails as well
-        bound = f" and below {below}" if below == 1 else ""
+        bound = f" and below {below}" if below != float("inf") else ""
         raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be {smallest}{bound}")
 
 

@@ -17,13 +17,13 @@ def choose_device(name: str) -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, is_there in there.items() if is_there)
-    kind, _, index = name.partition(":")
+    kind, colon, index = name.partition(":")
     choices = " or ".join(f"--device {kind}" for kind, is_there in there.items() if is_there)
     if kind not in there:
         raise UserError(f"--device {name} is not known; use {choices}, or leave it out")
     if not there[kind]:
         raise UserError(f"--device {name} is not there on this machine; use {choices}, or leave it out")
-    if index and not (index.isdigit() and int(index) < (torch.cuda.device_count() if kind == "cuda" else 1)):
+    if colon and not (index.isdecimal() and int(index) < (torch.cuda.device_count() if kind == "cuda" else 1)):
         raise UserError(f"--device {name}: there is no {kind} device of that number; use --device {kind}")
     return torch.device(name)
 

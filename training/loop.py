@@ -64,8 +64,9 @@ def train(
 
 def learning_rate(step: int, config: TrainConfig) -> float:
     """The learning rate of the update that follows `step` others: up over the warm-up, then level or down to zero."""
-    rise = (step + 1) / (config.warmup_steps + 1)
-    fall = (config.steps - step) / max(1, config.steps - config.warmup_steps) if config.decay else 1.0
+    warmup = min(config.warmup_steps, config.steps // 10)  # a short run has no time for a long one
+    rise = (step + 1) / (warmup + 1)
+    fall = (config.steps - step) / max(1, config.steps - warmup) if config.decay else 1.0
     return config.learning_rate * min(1.0, rise, fall)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import Corpus, LossLog, UserError, load_corpus
-from training.checkpoint import save_checkpoint
+from training.checkpoint import check_folder, save_checkpoint
 from training.cli import errors_in_one_line, parse
 from training.config import TrainConfig, changed_flags, fingerprint
 from training.device import choose_device, choose_precision, describe
@@ -40,6 +41,7 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
     prompt = _encode_prompt(corpus, config.prompt)
     log = LossLog(config.loss_csv)
     log.check()
+    check_folder(config.runs_dir)
 
     torch.manual_seed(config.seed)
     model = language_model(corpus.tokenizer.vocab_size, config).to(device)
@@ -72,6 +74,10 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
     with _progress(experiment, config.steps) as steps:
         for evaluation in train(model, corpus, config, precision, steps):
             steps.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
+            if not (math.isfinite(evaluation.train_loss) and math.isfinite(evaluation.val_loss)):
+                raise UserError(
+                    f"the loss is not a number after step {evaluation.step:,}; try a smaller --learning-rate"
+                )
             log.append(facts | _measured(evaluation, config))
 
     name = f"{experiment}-seed{config.seed}-{facts['corpus_sha256'][:6]}-{facts['config']}.pt"
