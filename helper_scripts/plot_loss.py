@@ -92,7 +92,7 @@ def draw(results: Results, figure: Figure) -> Figure:
     for row, label in enumerate(order):
         mean, spread, n = means.loc[label]
         text = f"{mean:.3f}" + (f" ± {spread:.3f}" if n > 1 else "")
-        panels[2].annotate(text, (mean, row), xytext=(0, 8), textcoords="offset points", ha="center", fontsize="small")
+        panels[2].annotate(text, (mean, row), xytext=(0, 12), textcoords="offset points", ha="center", fontsize="small")
     panels[2].set(title="final validation loss of each run", xlabel="nats per character", ylabel="")
     panels[2].margins(x=0.18)
     figure.suptitle(f"What each part of a GPT buys: {results.corpus}, mean and standard deviation over seeds")
