@@ -67,7 +67,7 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
         f"{experiment}: {parameters:,} parameters, {precision} on {describe(device)}, seed {config.seed}\n"
         f"corpus {corpus.name}, sha256 {corpus.sha256[:12]}: {len(corpus.train):,} characters to train on, "
         f"{len(corpus.val):,} to validate on, {corpus.tokenizer.vocab_size} distinct\n"
-        f"{config.steps:,} steps of {config.batch_size} x {config.block_size} characters",
+        f"{config.steps:,} steps of {config.batch_size} x {config.block_size} characters; first, the untrained loss",
         flush=True,
     )
 
