@@ -10,12 +10,14 @@ characters where theirs read 256, and takes hundreds of times as long.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
 from torch import nn
 
 from training import TrainConfig, run
+from training.dropout import Dropout
 
 LESSON = (  # what differs from stages/pre_norm.py
     "Config",
@@ -43,6 +45,12 @@ class Config(TrainConfig):
     n_head: int = 6  # attention heads; they share the width
     n_layer: int = 6  # blocks, one after the other
     dropout: float = 0.2  # share of each part's output that training silences at random
+    recipe: Literal["ours", "lecture"] = "ours"  # lecture: what the lecture this ladder follows trains with
+
+    recipes: ClassVar = {  # a set of defaults for each; flags go over them
+        "lecture": {"steps": 5000, "batch_size": 64, "learning_rate": 3e-4, "weight_decay": 0.01, "beta2": 0.999}
+        | {"warmup_steps": 0, "decay": False, "eval_interval": 500}
+    }
 
 
 class SelfAttention(nn.Module):
@@ -53,9 +61,9 @@ class SelfAttention(nn.Module):
         self.n_head = config.n_head
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
         self.proj = nn.Linear(config.n_embd, config.n_embd)  # lets the heads' findings mix
-        self.dropout = nn.Dropout(config.dropout)
-        future = torch.ones(config.block_size, config.block_size, dtype=torch.bool).triu(diagonal=1)
-        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, True if too late
+        self.dropout = Dropout(config.dropout)
+        future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
 
     def forward(self, x):
         T = x.shape[1]
@@ -63,7 +71,7 @@ class SelfAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
         # a sum of D products has variance D: scaled back to 1, else softmax would start out picking a single position
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
-        scores = scores.masked_fill(self.future[:T, :T], float("-inf"))
+        scores = scores + self.future[:T, :T]  # minus infinity, of which softmax makes a weight of 0
         weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
         return self.dropout(self.proj(x))  # (B, T, C)
@@ -78,7 +86,7 @@ class FeedForward(nn.Module):
             nn.Linear(config.n_embd, 4 * config.n_embd),
             nn.ReLU(),
             nn.Linear(4 * config.n_embd, config.n_embd),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
         )
 
     def forward(self, x):
@@ -106,7 +114,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.n_layer)))
         self.final_norm = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, vocab_size)

@@ -12,6 +12,7 @@ from data.errors import UserError
 from data.tokenizer import CharTokenizer
 
 TRAIN_SHARE = 0.9  # the first 90% is for training, the rest for validation
+LONGEST_VAL = 1_000_000  # characters; of a text beyond 10 MB, evaluating all of a tenth would take longer than training
 IGNORE = -100  # a target that counts for nothing: cross_entropy's own default
 
 
@@ -34,8 +35,12 @@ class Corpus:
         if not text:
             raise UserError(f"the corpus {name} is empty; give --corpus a file with text in it")
         tokenizer = CharTokenizer(text)
-        ids = tokenizer.encode(text)
-        split = int(TRAIN_SHARE * len(ids))
+        return cls.from_ids(name, sha256, tokenizer, tokenizer.encode(text))
+
+    @classmethod
+    def from_ids(cls, name: str, sha256: str, tokenizer: CharTokenizer, ids: Tensor) -> Corpus:
+        """Split `ids`, (n,): the last tenth, up to LONGEST_VAL of them, is for validation, all before for training."""
+        split = max(int(TRAIN_SHARE * len(ids)), len(ids) - LONGEST_VAL)
         return cls(name, sha256, tokenizer, train=ids[:split], val=ids[split:])
 
     def to(self, device: torch.device) -> Corpus:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import importlib
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pooch
 import requests
+import torch
 
 from data.corpus import Corpus
 from data.errors import UserError
+from data.tokenizer import CharTokenizer
 
 DATA_DIR = Path(__file__).resolve().parent
 TINY_SHAKESPEARE = "tinyshakespeare"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
 FILE = "input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+PIECE = 1 << 20  # bytes read at a time
+IN_MEMORY = 256 << 20  # bytes of ids; more of them are memory-mapped from a temporary file in data/
 RETRIES = 2
 TIMEOUT = 10  # seconds without an answer before an attempt counts as failed
 
@@ -32,7 +40,7 @@ def load_corpus(which: str = "auto", *, data_dir: Path = DATA_DIR, url: str = UR
     if which == "pydoc":
         return _pydoc()
     if which != "auto":
-        return _from_file(Path(which))
+        return _from_file(Path(which), data_dir)
     path = data_dir / FILE
     if not path.exists():
         try:
@@ -46,7 +54,7 @@ def load_corpus(which: str = "auto", *, data_dir: Path = DATA_DIR, url: str = UR
                 file=sys.stderr,
             )
             return _pydoc()
-    return _from_file(path)
+    return _from_file(path, data_dir)
 
 
 def _fetch(data_dir: Path, url: str) -> None:
@@ -56,19 +64,53 @@ def _fetch(data_dir: Path, url: str) -> None:
     fetcher.fetch(FILE, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT))
 
 
-def _from_file(path: Path) -> Corpus:
+def _from_file(path: Path, scratch_dir: Path) -> Corpus:
+    """Read twice, in pieces, once for the alphabet and once for the ids, so that memory holds the ids alone."""
+    digest, length = hashlib.sha256(), 0
+
+    def measured() -> Iterator[str]:
+        nonlocal length
+        for piece in _pieces(path, digest):
+            length += len(piece)
+            yield piece
+
+    tokenizer = CharTokenizer(measured())
+    if not length:
+        raise UserError(f"the corpus {path} is empty; give --corpus a file with text in it")
+    ids = _array(length, tokenizer.id_type, scratch_dir)
+    tokenizer.encode_into(ids, _pieces(path))
+    sha256 = digest.hexdigest()
+    name = TINY_SHAKESPEARE if sha256 == SHA256 else " ".join(path.name.split())  # one line of a CSV
+    return Corpus.from_ids(name, sha256, tokenizer, torch.from_numpy(ids))
+
+
+def _pieces(path: Path, digest=None) -> Iterator[str]:
+    """The text of a UTF-8 file, line breaks as they are, a piece at a time; `digest` gets to see the bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    position = 0  # of the first byte not decoded yet
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            while raw := file.read(PIECE):
+                if digest:
+                    digest.update(raw)
+                yield decoder.decode(raw)
+                position = file.tell() - len(decoder.getstate()[0])
+            yield decoder.decode(b"", final=True)
     except OSError as error:
         raise UserError(f"cannot read the corpus {path}: {error.strerror}; give --corpus a text file") from None
-    try:
-        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        byte = f"byte {raw[error.start]:#04x} at position {error.start}"
+        byte = f"byte {error.object[error.start]:#04x} at position {position + error.start}"
         raise UserError(f"the corpus {path} is not UTF-8 text ({byte}); save it as UTF-8") from None
-    sha256 = hashlib.sha256(raw).hexdigest()
-    name = TINY_SHAKESPEARE if sha256 == SHA256 else " ".join(path.name.split())  # one line of a CSV
-    return Corpus.from_text(name, sha256, text)
+
+
+def _array(length: int, dtype: type, scratch_dir: Path) -> np.ndarray:
+    """(length,): in memory, or, where that would be large, in a file without a name that goes when the run does."""
+    if length * np.dtype(dtype).itemsize <= IN_MEMORY:
+        return np.empty(length, dtype)
+    try:
+        return np.memmap(tempfile.TemporaryFile(dir=scratch_dir), dtype, mode="w+", shape=(length,))
+    except OSError as error:
+        raise UserError(f"no room for {length:,} ids in {scratch_dir}: {error.strerror}; free some") from None
 
 
 def _pydoc() -> Corpus:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ class CharTokenizer:
     copy of `t`: that string is all a checkpoint has to keep.
     """
 
-    def __init__(self, text: str):
+    def __init__(self, text: str | Iterable[str]):
+        """text: whole, or in parts where it is too long for that."""
         seen = np.zeros(0x110000, dtype=bool)  # one flag per Unicode code point
         for chunk in _chunks(text):
             seen[_code_points(chunk)] = True
@@ -32,17 +35,25 @@ class CharTokenizer:
     def vocab_size(self) -> int:
         return len(self.chars)
 
+    @property
+    def id_type(self) -> type:
+        """The smallest type that holds an id: uint8 up to 256 characters, else int32."""
+        return np.uint8 if self.vocab_size <= 256 else np.int32
+
     def encode(self, text: str) -> Tensor:
-        """Ids of `text`, shape (len(text),), in the smallest type that holds them: uint8 up to 256 characters,
-        else int32. Models take int64: call `.long()` on the few that go into one.
+        """Ids of `text`, (len(text),), in `id_type`. Models take int64: call `.long()` on the few that go into one.
 
         Raises UserError naming the first character that is not in the vocabulary, and its position.
         """
-        ids = np.empty(len(text), dtype=np.uint8 if self.vocab_size <= 256 else np.int32)
+        ids = np.empty(len(text), dtype=self.id_type)
+        self.encode_into(ids, text)
+        return torch.from_numpy(ids)
+
+    def encode_into(self, ids: np.ndarray, text: str | Iterable[str]) -> None:
+        """As `encode`, into an array (n,) that is there already; the text may come in parts."""
         start = 0
         for chunk in _chunks(text):
-            codes = _code_points(chunk)
-            found = self._ids[np.minimum(codes, len(self._ids) - 1)]
+            found = self._ids.take(_code_points(chunk), mode="clip")
             if found.min() < 0:
                 at = int(np.argmax(found < 0))
                 raise UserError(
@@ -51,7 +62,6 @@ class CharTokenizer:
                 )
             ids[start : start + len(chunk)] = found
             start += len(chunk)
-        return torch.from_numpy(ids)
 
     def decode(self, ids: Tensor) -> str:
         """The text of `ids`, shape (n,). Raises IndexError for an id outside 0..vocab_size-1."""
@@ -63,10 +73,12 @@ class CharTokenizer:
         return self._codes[ids].tobytes().decode("utf-32-le", "surrogatepass")
 
 
-def _chunks(text: str):
-    return (text[i : i + CHUNK] for i in range(0, len(text), CHUNK))
+def _chunks(text: str | Iterable[str]) -> Iterable[str]:
+    return (text[i : i + CHUNK] for i in range(0, len(text), CHUNK)) if isinstance(text, str) else filter(None, text)
 
 
 def _code_points(text: str) -> np.ndarray:
-    """uint32 (len(text),): Python's own view of a text, without a Python loop over it."""
+    """Unsigned (len(text),): Python's own view of a text, without a Python loop over it."""
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")

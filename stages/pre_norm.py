@@ -33,8 +33,8 @@ class SelfAttention(nn.Module):
         self.n_head = config.n_head
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
         self.proj = nn.Linear(config.n_embd, config.n_embd)  # lets the heads' findings mix
-        future = torch.ones(config.block_size, config.block_size, dtype=torch.bool).triu(diagonal=1)
-        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, True if too late
+        future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
 
     def forward(self, x):
         T = x.shape[1]
@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
         # a sum of D products has variance D: scaled back to 1, else softmax would start out picking a single position
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
-        scores = scores.masked_fill(self.future[:T, :T], float("-inf"))
+        scores = scores + self.future[:T, :T]  # minus infinity, of which softmax makes a weight of 0
         weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
         return self.proj(x)  # (B, T, C)

@@ -29,15 +29,15 @@ class SelfAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
-        future = torch.ones(config.block_size, config.block_size, dtype=torch.bool).triu(diagonal=1)
-        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, True if too late
+        future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
 
     def forward(self, x):
         T = x.shape[1]
         q, k, v = rearrange(self.qkv(x), "batch time (qkv c) -> qkv batch time c", qkv=3)  # (B, T, C) each
         # a sum of C products has variance C: scaled back to 1, else softmax would start out picking a single position
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, T, T)
-        scores = scores.masked_fill(self.future[:T, :T], float("-inf"))
+        scores = scores + self.future[:T, :T]  # minus infinity, of which softmax makes a weight of 0
         weights = scores.softmax(dim=-1)  # (B, T, T), each row sums to 1
         return weights @ v  # (B, T, C)
 

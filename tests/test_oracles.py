@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import bigram
 import gpt
+from helper_scripts.reference import Reference
 from stages import feed_forward, multi_head, post_norm, pre_norm, residual, self_attention
 from training.loop import train
 
@@ -69,6 +70,55 @@ def test_a_block_is_torchs_encoder_layer(rung, norm_first, small, x):
         layer.norm1.load_state_dict(block.norm1.state_dict())
         layer.norm2.load_state_dict(block.norm2.state_dict())
     same(block(x), layer(x, src_mask=FUTURE))
+
+
+@pytest.fixture
+def gpt_and_reference(small):
+    """Rung 8 and the plain reading of the same architecture, with the same weights, all off their start."""
+    config = small(gpt)
+    torch.manual_seed(0)
+    model = gpt.LanguageModel(65, config)
+    reference = Reference(65, n_embd=C, n_head=H, n_layer=config.n_layer, block_size=T, dropout=0.0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        copied = [
+            (reference.token_embedding, model.token_embedding),
+            (reference.position_embedding, model.position_embedding),
+            (reference.norm, model.final_norm),
+            (reference.head, model.lm_head),
+        ]
+        for theirs, ours in zip(reference.blocks, model.blocks, strict=True):
+            copied += [
+                (theirs.norm1, ours.norm1),
+                (theirs.norm2, ours.norm2),
+                (theirs.attention.proj, ours.attention.proj),
+            ]
+            copied += [(theirs.wide, ours.feed_forward.net[0]), (theirs.narrow, ours.feed_forward.net[2])]
+            for weight, name in zip(ours.attention.qkv.weight.split(C), ("query", "key", "value"), strict=True):
+                for head, rows in zip(theirs.attention.heads, weight.split(C // H), strict=True):
+                    getattr(head, name).weight.copy_(rows)
+        for theirs, ours in copied:
+            theirs.load_state_dict(ours.state_dict())
+    return model, reference, copied
+
+
+def test_rung_8_is_the_plain_gpt(gpt_and_reference):
+    model, reference, copied = gpt_and_reference
+    idx, targets = torch.randint(65, (2, B, T), generator=torch.Generator().manual_seed(1))
+    logits = model(idx)
+    theirs, loss = reference(idx, targets)
+    same(logits, theirs)
+    loss.backward()
+    F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    for one, two in copied:
+        for parameter, its_twin in zip(one.parameters(), two.parameters(), strict=True):
+            same(its_twin.grad, parameter.grad)
+    for block, plain in zip(model.blocks, reference.blocks, strict=True):
+        parts = [
+            getattr(head, name).weight.grad for name in ("query", "key", "value") for head in plain.attention.heads
+        ]
+        same(block.attention.qkv.weight.grad, torch.cat(parts))
 
 
 def test_a_residual_block_adds_and_a_plain_one_does_not(small, x):

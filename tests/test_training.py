@@ -87,6 +87,27 @@ def test_the_loop_is_adamw_on_the_batches_in_order(corpus, small):
         torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
+def test_a_batch_in_parts_is_the_whole_batch(corpus, small, monkeypatch):
+    config = small(gpt, steps=5, batch_size=7)
+    whole, _ = trained(gpt, corpus, config)
+    seen = set()
+    monkeypatch.setattr("training.device.CPU_TOKENS_AT_ONCE", 3 * config.block_size)
+    monkeypatch.setattr(gpt.LanguageModel, "forward", remembering(gpt.LanguageModel.forward, seen))
+    parts, _ = trained(gpt, corpus, config)
+    assert {3, 1} <= seen and 7 not in seen  # 7 sequences as 3, 3 and 1, each with its share of the mean
+    for one, two in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def remembering(forward, seen):
+    def remember(model, idx):
+        if model.training:
+            seen.add(len(idx))
+        return forward(model, idx)
+
+    return remember
+
+
 def test_the_learning_rate_rises_and_falls():
     level = TrainConfig(steps=100, learning_rate=0.5)
     assert {learning_rate(step, level) for step in range(100)} == {0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import sys
@@ -14,16 +15,29 @@ from data import UserError
 
 
 def parse(config_type, description: str, args: Sequence[str] | None = None):
-    """A `config_type` from the command line. Raises UserError for what it cannot make sense of."""
+    """A `config_type` from the command line. Raises UserError for what it cannot make sense of.
+
+    A type with `recipes`, named sets of settings, has a field `recipe`: the set named there takes the place of the
+    defaults, and what else was typed goes over it.
+    """
+    default = _recipe(config_type, args)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(config_type, description=description, args=args)
+            return tyro.cli(config_type, description=description, args=args, default=default)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
         what = _one_line(complaint.getvalue())
         raise UserError(what.removeprefix(f"Error parsing {config_type.__name__}: ")) from None
+
+
+def _recipe(config_type, args: Sequence[str] | None):
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?")
+    name = parser.parse_known_args(args)[0].recipe
+    recipes = getattr(config_type, "recipes", {})
+    return config_type(**recipes[name], recipe=name) if name in recipes else None  # a wrong name is tyro's to refuse
 
 
 def _one_line(box: str) -> str:

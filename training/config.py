@@ -15,12 +15,13 @@ RUNS_DIR = Path(__file__).resolve().parent.parent / "runs"
 # Settings that say where a run happens and what it leaves behind, or that have a column of their own in the log.
 # All others shape its result, and so they make up the hash of its configuration.
 NOT_COMPARED = frozenset(
-    {"seed", "eval_interval", "device", "precision", "corpus", "loss_csv", "runs_dir"}
+    {"seed", "minutes", "recipe", "eval_interval", "device", "precision", "corpus", "loss_csv", "runs_dir"}
     | {"prompt", "sample_length", "temperature", "top_k"}
 )
 
 MAY_BE_ZERO = frozenset(
-    {"steps", "seed", "warmup_steps", "weight_decay", "beta2", "dropout", "sample_length", "temperature", "top_k"}
+    {"steps", "minutes", "seed", "warmup_steps", "weight_decay", "beta2", "dropout"}
+    | {"sample_length", "temperature", "top_k"}
 )
 BELOW_ONE = frozenset({"beta2", "dropout"})
 
@@ -30,6 +31,7 @@ class TrainConfig:
     """Settings that every rung has. Raises UserError for a value that cannot be."""
 
     steps: int = 5000  # updates of the weights
+    minutes: float = 0.0  # in place of steps: as many as fit into so much time, from here to the sample; 0 is off
     seed: int = 0  # of the initial weights, the batches and the sample
     batch_size: int = 32  # sequences in a batch
     block_size: int = 8  # characters of context

@@ -11,6 +11,8 @@ from data import UserError
 
 TINY = 1_000_000  # parameters; below it a step is bound by the overhead of calls, which lower precision only adds to
 
+CPU_TOKENS_AT_ONCE = 2048  # of a training step: some 600 MB at rung 8's size
+
 
 def choose_device(name: str) -> torch.device:
     """The device of `--device`; "auto" is the first there is of cuda, mps, cpu. Raises UserError."""
@@ -43,6 +45,14 @@ def choose_precision(name: str, device: torch.device, n_parameters: int) -> str:
 def autocast(device: torch.device, precision: str):
     """The context in which a model's forward pass runs in `precision`."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def sequences_at_once(device: torch.device, block_size: int) -> int:
+    """How many sequences of a batch to run forward and backward in one go; the gradients of a batch's parts add up.
+
+    On a CPU few: what they need stays near its caches, and memory does not grow with the batch. A GPU wants them all.
+    """
+    return max(1, CPU_TOKENS_AT_ONCE // block_size) if device.type == "cpu" else 2**31
 
 
 def synchronize(device: torch.device) -> None:

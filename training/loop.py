@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from data import Corpus
 from training.config import TrainConfig
-from training.device import autocast, synchronize
+from training.device import autocast, sequences_at_once, synchronize
 from training.evaluate import exact_loss
 
 
@@ -36,6 +36,7 @@ def train(
     of them ends with the same weights as one trained with few.
     """
     device = corpus.train.device
+    rows = sequences_at_once(device, config.block_size)
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
     )
@@ -47,11 +48,12 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         idx, targets = corpus.batch(config.seed, step, config.batch_size, config.block_size)  # (B, T) each
-        with autocast(device, precision):
-            logits = model(idx)  # (B, T, V)
-        loss = F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(targets, "b t -> (b t)"))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for x, y in zip(idx.split(rows), targets.split(rows), strict=True):  # a batch in parts, whose gradients add up
+            with autocast(device, precision):
+                logits = model(x)  # (b, T, V)
+            loss = F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(y, "b t -> (b t)"))
+            (loss * (len(x) / len(idx))).backward()
         optimizer.step()
 
         done = step + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +19,11 @@ from training.cli import errors_in_one_line, parse
 from training.config import TrainConfig, changed_flags, fingerprint
 from training.device import choose_device, choose_precision, describe
 from training.loop import Evaluation, train
+from training.pace import measure_pace
 from training.provenance import commit, run_name
 from training.sampling import sample
+
+LONG = 120  # seconds; a run that takes longer says so before it starts
 
 
 def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: Sequence[str] | None = None) -> None:
@@ -34,6 +38,7 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
 
     Whatever can be wrong with what was asked is raised as UserError before training starts.
     """
+    started = time.perf_counter()
     experiment = Path(inspect.getfile(language_model)).stem
     device = choose_device(config.device)
     corpus = load_corpus(config.corpus)
@@ -48,6 +53,9 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
     corpus = corpus.to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = choose_precision(config.precision, device, parameters)
+    pace = measure_pace(model, corpus, config, precision)
+    if config.minutes:
+        config = pace.fit(config, 60 * config.minutes - (time.perf_counter() - started))
     facts = {
         "run": run_name(experiment, config.seed),
         "experiment": experiment,
@@ -70,6 +78,8 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
         f"{config.steps:,} steps of {config.batch_size} x {config.block_size} characters; first, the untrained loss",
         flush=True,
     )
+    if not config.minutes and pace.seconds(config) > LONG:
+        print(f"this will take {_duration(pace.seconds(config))}; for less, stop it and add --minutes 10", flush=True)
 
     with _progress(experiment, config.steps) as steps:
         for evaluation in train(model, corpus, config, precision, steps):
@@ -102,6 +112,11 @@ def _measured(evaluation: Evaluation, config: TrainConfig) -> dict:
 def _progress(experiment: str, steps: int) -> tqdm:
     # where nobody watches, in a file or a pipe, a line every few seconds is enough
     return tqdm(range(steps), desc=experiment, unit="step", mininterval=0.1 if sys.stderr.isatty() else 5)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
 
 
 def _encode_prompt(corpus: Corpus, prompt: str) -> Tensor:

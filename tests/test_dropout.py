@@ -1,0 +1,53 @@
+"""Dropout with cheap random numbers: its probability, its mean, its gradient, its independence."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from training.dropout import Dropout
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.75])
+def test_silences_the_share_it_says_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1001)  # a size that the draws of 8 do not divide
+    y = Dropout(p).train()(x)
+    rounded = round(256 * p) / 256
+    assert (y == 0).double().mean().item() == pytest.approx(rounded, abs=0.002)  # four standard errors
+    assert y.double().mean().item() == pytest.approx(1, abs=0.007)
+    assert torch.allclose(y[y != 0], torch.tensor(1 / (1 - rounded)))
+    assert y.shape == x.shape
+
+
+def test_neighbours_and_repetitions_are_independent():
+    torch.manual_seed(0)
+    layer, x = Dropout(0.5).train(), torch.ones(2**20)
+    one, two = layer(x) == 0, layer(x) == 0
+    pairs = [(one[:-gap], one[gap:]) for gap in (1, 2, 7, 8, 9, 64)] + [(one, two)]
+    for a, b in pairs:
+        assert (a & b).double().mean().item() == pytest.approx(0.25, abs=0.003)  # seven standard errors
+
+
+def test_the_gradient_goes_where_the_number_went():
+    torch.manual_seed(0)
+    x = torch.randn(50, 40, requires_grad=True)
+    y = Dropout(0.25).train()(x)
+    y.backward(torch.ones_like(y))
+    assert torch.equal(x.grad == 0, y == 0)
+    torch.testing.assert_close(x.grad * x, y)
+
+
+def test_the_seed_decides_and_evaluation_is_free_of_it():
+    x, layer = torch.randn(30, 30), Dropout(0.2)
+    torch.manual_seed(3)
+    one = layer.train()(x)
+    torch.manual_seed(3)
+    assert torch.equal(layer(x), one)
+    assert not torch.equal(layer(x), one)
+    assert layer.eval()(x) is x
+
+
+def test_none_and_nearly_all():
+    x = torch.ones(64, 64)
+    assert torch.equal(Dropout(0.0).train()(x), F.dropout(x, 0.0))
+    assert Dropout(0.999).train()(x).isfinite().all()

@@ -1,0 +1,27 @@
+"""Dropout whose random numbers cost next to nothing on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LEVELS = 256  # a random byte decides on each number
+
+
+class Dropout(nn.Dropout):
+    """torch's own dropout (Srivastava et al., 2014), but that on a CPU `p` is rounded to a multiple of 1/256.
+
+    torch draws a number for each element, which takes a CPU a seventh of the scaled-up rung's step. Here one draw of
+    64 bits decides on eight elements, a byte each. The rest is the same: an element is silenced with probability p, or
+    else divided by 1 - p, so that the mean stays what it was.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        silenced = min(round(self.p * LEVELS), LEVELS - 1)  # of the 256 values of a byte
+        if not self.training or x.device.type != "cpu":
+            return super().forward(x)
+        if not silenced:
+            return x
+        draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+        bytes_ = draws.view(torch.uint8)[: x.numel()].view(x.shape)
+        return x * (bytes_ >= silenced).to(x.dtype).mul_(LEVELS / (LEVELS - silenced))
