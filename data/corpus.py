@@ -64,8 +64,10 @@ class Corpus:
         # numpy's SeedSequence mixes the pair, so that neighbouring steps and seeds share nothing
         rng = np.random.default_rng((seed, step))
         starts = torch.from_numpy(rng.integers(len(self.train) - block_size, size=(batch_size, 1)))
-        windows = (starts + torch.arange(block_size + 1)).to(self.train.device)  # (B, T+1) positions in the text
-        ids = self.train[windows].long()
+        windows = starts + torch.arange(block_size + 1)  # (B, T+1) positions in the text
+        if cuda := self.train.is_cuda:
+            windows = windows.pin_memory()  # a copy from there is the only one that the CPU need not wait for
+        ids = self.train[windows.to(self.train.device, non_blocking=cuda)].long()
         return ids[:, :-1], ids[:, 1:]
 
 

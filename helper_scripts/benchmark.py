@@ -2,7 +2,8 @@
 
 "share" compares the arithmetic of a step with a large matrix product, measured in the same run and precision: the
 part of the time in which the machine does what it is best at. The rest is the overhead of calls and memory traffic.
-The encoder is timed on Python's own documentation, repeated.
+With rung 8 among the rungs, its step is then held against the plain reference's (`reference.py`), both on the lecture's
+batches of 64 x 256, in turn. The encoder is timed on Python's own documentation, repeated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import tyro
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import gpt
 from data import CharTokenizer, Corpus, UserError, load_corpus
+from helper_scripts.reference import Reference
 from helper_scripts.results import RUNGS, check_rungs
 from stages import LADDER
 from training.cli import errors_in_one_line, parse
@@ -36,6 +39,7 @@ class Options:
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the products; auto takes the faster one
     corpus: str = "auto"  # as for a rung: a text file, auto or pydoc
+    rounds: int = 3  # of steps of the plain reference and rung 8 in turn; 0 leaves the comparison out
     text_mb: int = 64  # size of the text to encode, in millions of characters
 
 
@@ -43,8 +47,8 @@ def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
         check_rungs(options.rungs)
-        if not 0 < options.seconds < float("inf") or options.text_mb < 1:
-            raise UserError("--seconds has to be more than 0 and --text-mb at least 1")
+        if not 0 < options.seconds < float("inf") or options.text_mb < 1 or options.rounds < 0:
+            raise UserError("--seconds has to be more than 0, --text-mb at least 1 and --rounds 0 or more")
         device = choose_device(options.device)
         corpus = load_corpus(options.corpus).to(device)
         rates = {precision: _product_rate(device, precision) for precision in ("fp32", "bf16")}
@@ -52,6 +56,8 @@ def main() -> None:
         print("large product: " + ", ".join(f"{rate / 1e9:,.0f} GFLOP/s in {name}" for name, rate in rates.items()))
         rows = [_measure(rung, corpus, device, options, rates) for rung in options.rungs]
         print(f"\n{pd.DataFrame(rows).to_string(index=False)}\n")
+        if "gpt" in options.rungs and options.rounds:
+            print(f"{_against_the_reference(corpus, device, options, rates)}\n")
         print(_encoder(options.text_mb))
 
 
@@ -104,6 +110,56 @@ def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, 
         "s/evaluation": f"{2 * evaluation * len(corpus.val) / len(some):.2f}",
         "s/run": f"{module.Config().steps * step:,.0f}",
     }
+
+
+def _against_the_reference(corpus: Corpus, device: torch.device, options: Options, rates: dict[str, float]) -> str:
+    """Steps of the plain reference, in fp32, and of rung 8, in its own precision, one after the other, in turn."""
+    config = gpt.Config(**gpt.Config.recipes["lecture"])
+    corpus.check_context(config.block_size)
+    vocab_size = corpus.tokenizer.vocab_size
+    sizes = {name: getattr(config, name) for name in ("n_embd", "n_head", "n_layer", "block_size", "dropout")}
+    models = {
+        "reference": Reference(vocab_size, **sizes).to(device),
+        "gpt": gpt.LanguageModel(vocab_size, config).to(device).train(),
+    }
+    optimizer = torch.optim.AdamW(models["reference"].parameters(), lr=config.learning_rate)
+    precision = choose_precision(options.precision, device, sum(p.numel() for p in models["gpt"].parameters()))
+    short = replace(corpus, val=corpus.val[: config.block_size + 1])
+
+    def plain() -> float:
+        synchronize(device)
+        started = time.perf_counter()
+        idx, targets = corpus.batch(0, 0, config.batch_size, config.block_size)
+        _, loss = models["reference"](idx, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        synchronize(device)
+        return time.perf_counter() - started
+
+    def ours() -> float:
+        two_steps = replace(config, steps=2, eval_interval=1)
+        _, one, two = train(models["gpt"], short, two_steps, precision, range(2))
+        return two.seconds - one.seconds
+
+    with FlopCounterMode(display=False) as counter:  # which is the first step of both, that does not count
+        plain()
+    flop = counter.get_total_flops()
+    ours()
+    steps = pd.DataFrame([{"reference": plain(), "gpt": ours()} for _ in range(options.rounds)]).median()
+    rows = [
+        {
+            "64 x 256": name,
+            "precision": used,
+            "s/step": f"{steps[name]:.4g}",
+            "GFLOP/s": f"{flop / steps[name] / 1e9:,.0f}",
+            "share": f"{flop / steps[name] / rates[used]:.0%}",
+            "ratio": f"{steps['reference'] / steps[name]:.2f}",
+        }
+        for name, used in (("reference", "fp32"), ("gpt", precision))
+    ]
+    floor = f"all arithmetic at the rate of the faster product: {flop / max(rates.values()):.3g} s a step"
+    return f"{pd.DataFrame(rows).to_string(index=False)}\n{floor}"
 
 
 def _product_rate(device: torch.device, precision: str) -> float:

@@ -85,7 +85,10 @@ class Reference(nn.Module):
 
 
 def sampled_loss(model: Reference, corpus: Corpus, batch_size: int, block_size: int, batches: int = 200) -> float:
-    """The usual estimate of the train loss: the mean over random batches, here of steps that no training reaches."""
+    """The usual estimate of the train split's loss: the mean over random batches, of steps that no training reaches.
+
+    For the validation split, give it a corpus whose train split that is.
+    """
     model.eval()
     with torch.no_grad():
         losses = [model(*corpus.batch(0, 10**9 + i, batch_size, block_size))[1].item() for i in range(batches)]

@@ -1,4 +1,21 @@
-"""Which device a run uses, and how precisely it multiplies there."""
+"""Which device a run uses, how precisely it multiplies there, and how much at a time.
+
+Apple's MPS has its own rules. None of them fails loudly when it is broken, so they are all listed here, with the reason
+(numbers are of issues of pytorch/pytorch) and the place that keeps them; `tests/test_mps_rules.py` holds them.
+
+1. fp32 unless bf16 is asked for, and never fp16 with a scaled gradient: that has trained to nan (142397, 184286).
+   `choose_precision`
+2. Attention is written out, with a mask: torch's own, in half precision with is_causal under no_grad, let positions see
+   the future (195910), and in fp32 read out of bounds in earlier versions (152344, 174861). Every rung.
+3. No `torch.compile`: unfinished there (150121), a compiled LayerNorm was silently wrong (191976). `worth_compiling`
+4. No non_blocking copies to it: they have delivered stale data (139550, 189690). `Corpus.batch`
+5. Samples are drawn on the CPU: multinomial has returned ids out of range and of probability zero (92752, 136623,
+   192577). `sample`
+6. No float64, which it does not have (122602): losses are summed on the CPU. `exact_loss`
+7. Shapes stay fixed, in sampling too: memory grows with every new one (132596, 164299). `sample`, `consecutive_windows`
+8. It has a random state of its own: batches and starting weights are drawn on the CPU, so that they are the same
+   everywhere. Dropout is not, and equal seeds do not give equal bits on MPS and CPU. `Corpus.batch`, `train_rung`
+"""
 
 from __future__ import annotations
 
@@ -12,6 +29,8 @@ from data import UserError
 TINY = 1_000_000  # parameters; below it a step is bound by the overhead of calls, which lower precision only adds to
 
 CPU_TOKENS_AT_ONCE = 2048  # of a training step: some 600 MB at rung 8's size
+
+COMPILE_PAYS_AFTER = 180  # seconds of a run on CUDA; the compiler takes a minute or so, and saves a part of each step
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,6 +72,14 @@ def sequences_at_once(device: torch.device, block_size: int) -> int:
     On a CPU few: what they need stays near its caches, and memory does not grow with the batch. A GPU wants them all.
     """
     return max(1, CPU_TOKENS_AT_ONCE // block_size) if device.type == "cpu" else 2**31
+
+
+def worth_compiling(device: torch.device, seconds: float) -> bool:
+    """Whether `torch.compile` wins back its own start-up in a run that would take so many seconds without.
+
+    On a CPU the compiled step was no faster than the plain one; on MPS it has given wrong results without a word.
+    """
+    return device.type == "cuda" and seconds > COMPILE_PAYS_AFTER
 
 
 def synchronize(device: torch.device) -> None:

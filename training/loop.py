@@ -28,14 +28,22 @@ class Evaluation:
 
 
 def train(
-    model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, steps: Iterable[int]
+    model: nn.Module,
+    corpus: Corpus,
+    config: TrainConfig,
+    precision: str,
+    steps: Iterable[int],
+    *,
+    compiled: bool = False,
 ) -> Iterator[Evaluation]:
     """Train `model` on `corpus`, both on the same device, for each of `steps`; yield an evaluation now and then.
 
     `steps` counts from 0, wrapped in a progress bar or not. Evaluations change nothing: a model trained with many
-    of them ends with the same weights as one trained with few.
+    of them ends with the same weights as one trained with few. compiled: train through `torch.compile`; evaluations,
+    whose shapes differ, do without.
     """
     device = corpus.train.device
+    forward = torch.compile(model) if compiled else model
     rows = sequences_at_once(device, config.block_size)
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
@@ -51,7 +59,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         for x, y in zip(idx.split(rows), targets.split(rows), strict=True):  # a batch in parts, whose gradients add up
             with autocast(device, precision):
-                logits = model(x)  # (b, T, V)
+                logits = forward(x)  # (b, T, V)
             loss = F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(y, "b t -> (b t)"))
             (loss * (len(x) / len(idx))).backward()
         optimizer.step()

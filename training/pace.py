@@ -53,7 +53,9 @@ class Pace:
         return replace(config, steps=steps, eval_interval=interval)
 
 
-def measure_pace(model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str) -> Pace:
+def measure_pace(
+    model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, *, compiled: bool = False
+) -> Pace:
     """Train `model` for a few steps with the loop itself, evaluate and sample a little, and put everything back.
 
     What follows is not changed by it: the weights and the state of the random generators are those of before.
@@ -63,7 +65,8 @@ def measure_pace(model: nn.Module, corpus: Corpus, config: TrainConfig, precisio
     short = replace(corpus, val=corpus.val[: config.block_size + 1])  # with next to nothing to evaluate
     trial = replace(config, steps=TRIAL_STEPS, eval_interval=1)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        ends = [evaluation.seconds for evaluation in train(model, short, trial, precision, range(TRIAL_STEPS))]
+        run = train(model, short, trial, precision, range(TRIAL_STEPS), compiled=compiled)
+        ends = [evaluation.seconds for evaluation in run]
     model.load_state_dict(weights)
     step = statistics.median(after - before for before, after in itertools.pairwise(ends[2:]))
 

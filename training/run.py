@@ -17,7 +17,7 @@ from data import Corpus, LossLog, UserError, load_corpus
 from training.checkpoint import check_folder, save_checkpoint
 from training.cli import errors_in_one_line, parse
 from training.config import TrainConfig, changed_flags, fingerprint
-from training.device import choose_device, choose_precision, describe
+from training.device import choose_device, choose_precision, describe, worth_compiling
 from training.loop import Evaluation, train
 from training.pace import measure_pace
 from training.provenance import commit, run_name
@@ -54,6 +54,9 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
     parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = choose_precision(config.precision, device, parameters)
     pace = measure_pace(model, corpus, config, precision)
+    compiled = worth_compiling(device, 60 * config.minutes or pace.seconds(config))
+    if compiled:
+        pace = measure_pace(model, corpus, config, precision, compiled=True)
     if config.minutes:
         config = pace.fit(config, 60 * config.minutes - (time.perf_counter() - started))
     facts = {
@@ -82,7 +85,7 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
         print(f"this will take {_duration(pace.seconds(config))}; for less, stop it and add --minutes 10", flush=True)
 
     with _progress(experiment, config.steps) as steps:
-        for evaluation in train(model, corpus, config, precision, steps):
+        for evaluation in train(model, corpus, config, precision, steps, compiled=compiled):
             steps.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
             if not (math.isfinite(evaluation.train_loss) and math.isfinite(evaluation.val_loss)):
                 raise UserError(

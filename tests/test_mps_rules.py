@@ -1,0 +1,88 @@
+"""The rules for MPS that `training/device.py` lists, as far as they show on another device."""
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from training.device import choose_precision, worth_compiling
+from training.evaluate import exact_loss
+from training.sampling import sample
+
+MPS = torch.device("mps")
+
+
+class Watching(TorchDispatchMode):
+    """Remembers every operator that runs, and every type that one returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators, self.types = set(), set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        self.operators.add(operator.overloadpacket.__name__)
+        if isinstance(result, torch.Tensor):
+            self.types.add(result.dtype)
+        return result
+
+
+def test_fp32_unless_asked():
+    assert choose_precision("auto", MPS, 10**8) == "fp32"
+    assert choose_precision("bf16", MPS, 10**8) == "bf16"
+
+
+def test_never_compiled():
+    assert not worth_compiling(MPS, 10**9)
+
+
+def test_attention_is_written_out_and_nothing_is_float64(rung, small):
+    config = small(rung)
+    model = rung.LanguageModel(65, config)
+    with Watching() as watched:
+        model(torch.zeros(2, 8, dtype=torch.long)).sum().backward()
+    assert not any("attention" in name for name in watched.operators)
+    assert torch.float64 not in watched.types
+
+
+def test_samples_are_drawn_on_the_cpu_and_seen_in_one_shape(monkeypatch):
+    drawn_on, shapes = set(), set()
+    draw = torch.multinomial
+
+    class Elsewhere(torch.nn.Module):
+        """A model on a device without values, whose answers come from the CPU."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+        def forward(self, idx):
+            assert idx.device.type == "meta"
+            shapes.add(tuple(idx.shape))
+            return torch.zeros(*idx.shape, 3)
+
+    def watched(probabilities, *args, **kwargs):
+        drawn_on.add(probabilities.device.type)
+        return draw(probabilities, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "multinomial", watched)
+    sample(Elsewhere(), torch.zeros(2, dtype=torch.long), 20, 8)
+    assert drawn_on == {"cpu"}
+    assert shapes == {(1, 8)}
+
+
+def test_an_evaluation_sees_full_windows_in_few_shapes(corpus, small):
+    shapes = set()
+
+    class Uniform(torch.nn.Module):
+        def forward(self, idx):
+            shapes.add(tuple(idx.shape))
+            return torch.zeros(*idx.shape, corpus.tokenizer.vocab_size)
+
+    assert abs(exact_loss(Uniform(), corpus.val, 8) - np.log(corpus.tokenizer.vocab_size)) < 1e-6
+    assert {shape[1] for shape in shapes} == {8} and len(shapes) <= 2  # full ones, and maybe a rest
+
+
+def test_batches_are_drawn_on_the_cpu_whatever_the_device_has_drawn(corpus):
+    before = corpus.batch(0, 5, 4, 8)[0]
+    torch.rand(100)
+    assert torch.equal(corpus.batch(0, 5, 4, 8)[0], before)
