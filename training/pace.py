@@ -67,15 +67,16 @@ def measure_pace(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         run = train(model, short, trial, precision, range(TRIAL_STEPS), compiled=compiled)
         ends = [evaluation.seconds for evaluation in run]
-    model.load_state_dict(weights)
-    step = statistics.median(after - before for before, after in itertools.pairwise(ends[2:]))
-
-    some = corpus.val[: 16 * config.block_size + 1]
-    evaluation = _seconds(lambda: exact_loss(model, some, config.block_size), device) * 2 * len(corpus.val) / len(some)
-    prompt = torch.zeros(1, dtype=torch.long)
-    characters = min(8, config.sample_length)
-    sampling = _seconds(lambda: sample(model, prompt, characters, config.block_size), device)
-    return Pace(step, evaluation, sampling * config.sample_length / max(1, characters))
+        model.load_state_dict(weights)
+        some = corpus.val[: 16 * config.block_size + 1]
+        evaluating = _seconds(lambda: exact_loss(model, some, config.block_size), device)
+        prompt, characters = torch.zeros(1, dtype=torch.long), min(8, config.sample_length)
+        sampling = _seconds(lambda: sample(model, prompt, characters, config.block_size), device)
+    return Pace(
+        step=statistics.median(after - before for before, after in itertools.pairwise(ends[2:])),
+        evaluation=2 * evaluating * len(corpus.val) / len(some),
+        sample=sampling * config.sample_length / max(1, characters),
+    )
 
 
 def _seconds(call, device: torch.device) -> float:
