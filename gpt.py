@@ -24,6 +24,7 @@ LESSON = (  # what differs from stages/pre_norm.py
     "SelfAttention.__init__",
     "SelfAttention.forward",
     "FeedForward.__init__",
+    "waves",
     "LanguageModel.__init__",
     "LanguageModel.init_weights",
     "LanguageModel.forward",
@@ -109,6 +110,13 @@ class Block(nn.Module):
         return x
 
 
+def waves(block_size, n_embd):
+    """Sines and cosines over the positions, (T, C), 6 to 60,000 positions long (Vaswani et al., 2017)."""
+    frequencies = 10_000 ** (-torch.arange(0, n_embd, 2) / n_embd)  # (C / 2,)
+    angles = torch.arange(block_size)[:, None] * frequencies  # (T, C / 2)
+    return rearrange([angles.sin(), angles.cos()], "wave time d -> time (d wave)")[:, :n_embd]  # (T, C)
+
+
 class LanguageModel(nn.Module):
     def __init__(self, vocab_size, config):
         super().__init__()
@@ -127,6 +135,10 @@ class LanguageModel(nn.Module):
             elif parameter.dim() == 2:  # the LayerNorms' gains stay at one
                 adds_to_the_sum = name.endswith(("proj.weight", "net.2.weight"))  # 2 in each block
                 nn.init.normal_(parameter, std=0.02 / (2 * config.n_layer) ** 0.5 if adds_to_the_sum else 0.02)
+        nn.init.normal_(self.token_embedding.weight, std=0.2)
+        self.position_embedding.weight.data.copy_(
+            0.2 * waves(config.block_size, config.n_embd)
+        )  # and learned from there
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""

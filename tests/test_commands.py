@@ -69,7 +69,8 @@ def shortened(command: str, folder: Path, text_file: Path) -> list[str]:
     words = [str(text_file) if word == "my_text.txt" else word for word in words]
     corpus = [] if "--corpus" in words else ["--corpus", str(text_file)]
     if name in RUNGS:
-        words += [*corpus, "--steps", "2", "--sample-length", "9", *small_sizes(name), *outputs(folder)]
+        words += ["--minutes", "0.02"] if "--minutes" in words else ["--steps", "2"]  # the last one given counts
+        words += [*corpus, "--sample-length", "9", *small_sizes(name), *outputs(folder)]
     elif name == "run_ladder":
         words += [*corpus, "--steps", "2", *outputs(folder), "--out", str(folder / "curves.png")]
     elif name == "plot_loss":
@@ -77,6 +78,7 @@ def shortened(command: str, folder: Path, text_file: Path) -> list[str]:
     elif name == "benchmark":
         words += [*corpus, "--seconds", "0.01", "--text-mb", "1", "--device", "cpu"]
         words += [] if set(words) & set(RUNGS) else ["bigram"]
+        words += ["--rounds", "0"]  # a step of the plain reference takes as long as all else here
     elif name == "ladder_table":
         shutil.copy(ROOT / "README.md", folder / "README.md")
     else:
@@ -415,3 +417,19 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
     assert done.returncode == 2
     assert "gpt with seed 0 failed: error: the corpus text.txt is too short" in done.stderr.splitlines()[-1]
     assert "| `bigram --steps 2` |" in done.stdout
+
+
+def test_the_benchmark_holds_rung_8_against_the_plain_reference(text_file, monkeypatch, capsys):
+    gpt = MODULES[RUNGS.index("gpt")]
+    tiny = {"n_embd": 12, "n_head": 2, "n_layer": 1, "block_size": 8, "batch_size": 4}
+    monkeypatch.setattr(gpt.Config, "recipes", {"lecture": tiny})
+    monkeypatch.setattr(benchmark, "_measure", lambda *args: {})  # the table of the rungs, at their own sizes
+    flags = ["gpt", "--rounds", "1", "--text-mb", "1", "--device", "cpu", "--corpus", str(text_file)]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags])
+    benchmark.main()
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (reference,) = (words for words in said if words[:1] == ["reference"])
+    (ours,) = (words for words in said if words[:1] == ["gpt"])
+    steps = [float(reference[2]), float(ours[2])]
+    assert (reference[1], ours[1]) == ("fp32", "fp32")
+    assert float(reference[-1]) == 1 and float(ours[-1]) == pytest.approx(steps[0] / steps[1], rel=0.02)
