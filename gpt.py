@@ -33,15 +33,15 @@ LESSON = (  # what differs from stages/pre_norm.py
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    steps: int = 2000  # updates of the weights
-    batch_size: int = 16  # sequences in a batch
+    steps: int = 5000  # updates of the weights
+    batch_size: int = 8  # sequences in a batch
     block_size: int = 256  # characters of context
     learning_rate: float = 1e-3  # AdamW's step size, at its highest
-    weight_decay: float = 0.1  # AdamW's pull of the weights towards zero
+    weight_decay: float = 0.4  # AdamW's pull of the weights towards zero
     beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
-    warmup_steps: int = 100  # steps over which the learning rate rises from zero, a tenth of all at most
+    warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
     decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
-    eval_interval: int = 250  # steps from one evaluation to the next
+    eval_interval: int = 1000  # steps from one evaluation to the next
     n_embd: int = 384  # numbers in a character's vector
     n_head: int = 6  # attention heads; they share the width
     n_layer: int = 6  # blocks, one after the other
@@ -135,10 +135,8 @@ class LanguageModel(nn.Module):
             elif parameter.dim() == 2:  # the LayerNorms' gains stay at one
                 adds_to_the_sum = name.endswith(("proj.weight", "net.2.weight"))  # 2 in each block
                 nn.init.normal_(parameter, std=0.02 / (2 * config.n_layer) ** 0.5 if adds_to_the_sum else 0.02)
-        nn.init.normal_(self.token_embedding.weight, std=0.2)
-        self.position_embedding.weight.data.copy_(
-            0.2 * waves(config.block_size, config.n_embd)
-        )  # and learned from there
+        # positions start as waves, so that a step back is the same linear map everywhere, and are learned from there
+        self.position_embedding.weight.data.copy_(0.2 * waves(config.block_size, config.n_embd))
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""

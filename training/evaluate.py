@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from data import IGNORE, consecutive_windows
 
-TOKENS_AT_ONCE = 16_384  # of a forward pass: enough to keep a processor busy, and a few hundred MB of memory at most
+TOKENS_AT_ONCE = 4096  # of a forward pass: enough to keep a processor busy, few enough to stay near its caches
 
 
 @torch.no_grad()
