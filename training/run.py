@@ -82,10 +82,11 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
         flush=True,
     )
     if not config.minutes and pace.seconds(config) > LONG:
-        print(f"this will take {_duration(pace.seconds(config))}; for less, stop it and add --minutes 10", flush=True)
+        print(_announcement(pace.seconds(config)), flush=True)
 
     with _progress(experiment, config.steps) as steps:
         for evaluation in train(model, corpus, config, precision, steps, compiled=compiled):
+            steps.unpause()  # an evaluation is no part of the steps' pace
             steps.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
             if not (math.isfinite(evaluation.train_loss) and math.isfinite(evaluation.val_loss)):
                 raise UserError(
@@ -117,9 +118,11 @@ def _progress(experiment: str, steps: int) -> tqdm:
     return tqdm(range(steps), desc=experiment, unit="step", mininterval=0.1 if sys.stderr.isatty() else 5)
 
 
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+def _announcement(seconds: float) -> str:
+    minutes = seconds / 60
+    duration = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+    less = max((choice for choice in (1, 2, 5, 10) if choice < minutes / 2), default=1)
+    return f"this will take about {duration}; for less, stop it and start again with --minutes {less}"
 
 
 def _encode_prompt(corpus: Corpus, prompt: str) -> Tensor:

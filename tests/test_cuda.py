@@ -1,0 +1,44 @@
+"""What only a machine with CUDA can show; skipped everywhere else."""
+
+import pytest
+import torch
+
+import gpt
+from training.device import choose_precision
+from training.loop import Evaluation, train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@pytest.fixture
+def on_cuda(corpus):
+    return corpus.to(torch.device("cuda"))
+
+
+def test_nothing_waits_for_the_device_between_evaluations(on_cuda, small, monkeypatch):
+    monkeypatch.setattr("training.loop.evaluate", lambda *args, **kwargs: Evaluation(0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr("training.loop.synchronize", lambda device: None)
+    config = small(gpt, steps=5, eval_interval=100, dropout=0.2)
+    model = gpt.LanguageModel(on_cuda.tokenizer.vocab_size, config).cuda()
+    run = train(model, on_cuda, config, "bf16", range(5))
+    next(run)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(run)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_cuda_trains_as_the_cpu_does(corpus, on_cuda, small):
+    def losses(corpus, device):
+        config = small(gpt, steps=20, eval_interval=20, learning_rate=1e-2)
+        torch.manual_seed(0)
+        model = gpt.LanguageModel(corpus.tokenizer.vocab_size, config).to(device)
+        *_, last = train(model, corpus, config, "fp32", range(20))
+        return last.train_loss, last.val_loss
+
+    assert losses(on_cuda, "cuda") == pytest.approx(losses(corpus, "cpu"), abs=2e-3)
+
+
+def test_large_models_multiply_in_bf16():
+    assert choose_precision("auto", torch.device("cuda"), 10**7) == "bf16"
