@@ -12,7 +12,7 @@ from data.errors import UserError
 from data.tokenizer import CharTokenizer
 
 TRAIN_SHARE = 0.9  # the first 90% is for training, the rest for validation
-LONGEST_VAL = 1_000_000  # characters; of a text beyond 10 MB, evaluating all of a tenth would take longer than training
+LONGEST_VAL = 1_000_000  # characters, but at most so many: evaluating a tenth of a gigabyte would take hours
 IGNORE = -100  # a target that counts for nothing: cross_entropy's own default
 
 
@@ -31,7 +31,7 @@ class Corpus:
 
     @classmethod
     def from_text(cls, name: str, sha256: str, text: str) -> Corpus:
-        """Split `text` 90/10 by position and encode it. Raises UserError for an empty text."""
+        """Encode `text` and split it by position. Raises UserError for an empty text."""
         if not text:
             raise UserError(f"the corpus {name} is empty; give --corpus a file with text in it")
         tokenizer = CharTokenizer(text)

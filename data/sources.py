@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import errno
 import hashlib
 import importlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -77,9 +80,13 @@ def _from_file(path: Path, scratch_dir: Path) -> Corpus:
     tokenizer = CharTokenizer(measured())
     if not length:
         raise UserError(f"the corpus {path} is empty; give --corpus a file with text in it")
-    ids = _array(length, tokenizer.id_type, scratch_dir)
-    tokenizer.encode_into(ids, _pieces(path))
+    ids = _room_for_ids(length, tokenizer.id_type, scratch_dir)
+    again = hashlib.sha256()
+    with contextlib.suppress(UserError, ValueError):  # a character or a length that the first reading had not
+        tokenizer.encode_into(ids, _pieces(path, again))
     sha256 = digest.hexdigest()
+    if again.hexdigest() != sha256:
+        raise UserError(f"the corpus {path} changed while it was read; start again")
     name = TINY_SHAKESPEARE if sha256 == SHA256 else " ".join(path.name.split())  # one line of a CSV
     return Corpus.from_ids(name, sha256, tokenizer, torch.from_numpy(ids))
 
@@ -103,14 +110,18 @@ def _pieces(path: Path, digest=None) -> Iterator[str]:
         raise UserError(f"the corpus {path} is not UTF-8 text ({byte}); save it as UTF-8") from None
 
 
-def _array(length: int, dtype: type, scratch_dir: Path) -> np.ndarray:
+def _room_for_ids(length: int, dtype: type, scratch_dir: Path) -> np.ndarray:
     """(length,): in memory, or, where that would be large, in a file without a name that goes when the run does."""
-    if length * np.dtype(dtype).itemsize <= IN_MEMORY:
+    size = length * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
         return np.empty(length, dtype)
     try:
-        return np.memmap(tempfile.TemporaryFile(dir=scratch_dir), dtype, mode="w+", shape=(length,))
+        if shutil.disk_usage(scratch_dir).free < size:
+            raise OSError(errno.ENOSPC, f"they take {size / 1e9:.1f} GB, and there is less left")
+        with tempfile.TemporaryFile(dir=scratch_dir) as file:  # the mapping outlives it
+            return np.memmap(file, dtype, mode="w+", shape=(length,))
     except OSError as error:
-        raise UserError(f"no room for {length:,} ids in {scratch_dir}: {error.strerror}; free some") from None
+        raise UserError(f"cannot keep {length:,} ids in a file in {scratch_dir}: {error.strerror}") from None
 
 
 def _pydoc() -> Corpus:

@@ -50,7 +50,10 @@ class CharTokenizer:
         return torch.from_numpy(ids)
 
     def encode_into(self, ids: np.ndarray, text: str | Iterable[str]) -> None:
-        """As `encode`, into an array (n,) that is there already; the text may come in parts."""
+        """As `encode`, into an array (n,) that is there already; the text, of n characters, may come in parts.
+
+        Raises ValueError for a text of another length.
+        """
         start = 0
         for chunk in _chunks(text):
             found = self._ids.take(_code_points(chunk), mode="clip")
@@ -62,6 +65,8 @@ class CharTokenizer:
                 )
             ids[start : start + len(chunk)] = found
             start += len(chunk)
+        if start != len(ids):
+            raise ValueError(f"the text has {start} characters, the array {len(ids)}")
 
     def decode(self, ids: Tensor) -> str:
         """The text of `ids`, shape (n,). Raises IndexError for an id outside 0..vocab_size-1."""

@@ -114,7 +114,7 @@ def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, 
 
 def _against_the_reference(corpus: Corpus, device: torch.device, options: Options, rates: dict[str, float]) -> str:
     """Steps of the plain reference, in fp32, and of rung 8, in its own precision, one after the other, in turn."""
-    config = gpt.Config(**gpt.Config.recipes["lecture"])
+    config = gpt.Config(**gpt.Config.RECIPES["lecture"])
     corpus.check_context(config.block_size)
     vocab_size = corpus.tokenizer.vocab_size
     sizes = {name: getattr(config, name) for name in ("n_embd", "n_head", "n_layer", "block_size", "dropout")}
@@ -142,14 +142,14 @@ def _against_the_reference(corpus: Corpus, device: torch.device, options: Option
         _, one, two = train(models["gpt"], short, two_steps, precision, range(2))
         return two.seconds - one.seconds
 
-    with FlopCounterMode(display=False) as counter:  # which is the first step of both, that does not count
+    with FlopCounterMode(display=False) as counter:  # counting slows this first step, which is not timed
         plain()
     flop = counter.get_total_flops()
     ours()
     steps = pd.DataFrame([{"reference": plain(), "gpt": ours()} for _ in range(options.rounds)]).median()
     rows = [
         {
-            "64 x 256": name,
+            f"{config.batch_size} x {config.block_size}": name,
             "precision": used,
             "s/step": f"{steps[name]:.4g}",
             "GFLOP/s": f"{flop / steps[name] / 1e9:,.0f}",

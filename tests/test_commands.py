@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -69,7 +70,7 @@ def shortened(command: str, folder: Path, text_file: Path) -> list[str]:
     words = [str(text_file) if word == "my_text.txt" else word for word in words]
     corpus = [] if "--corpus" in words else ["--corpus", str(text_file)]
     if name in RUNGS:
-        words += ["--minutes", "0.02"] if "--minutes" in words else ["--steps", "2"]  # the last one given counts
+        words += ["--minutes", "0.3"] if "--minutes" in words else ["--steps", "2"]  # the last one given counts
         words += [*corpus, "--sample-length", "9", *small_sizes(name), *outputs(folder)]
     elif name == "run_ladder":
         words += [*corpus, "--steps", "2", *outputs(folder), "--out", str(folder / "curves.png")]
@@ -188,7 +189,7 @@ def test_help_has_a_line_for_every_flag_with_its_default(module, capsys, monkeyp
     said = capsys.readouterr().out
     options = " ".join(re.sub("[│╭╰─╮╯]", " ", said).split())
     assert (module.__doc__ or "").split()[0] in said
-    for name in config.__dataclass_fields__:
+    for name in (field.name for field in dataclasses.fields(config)):
         if name == "rungs":  # the names themselves, without a flag
             continue
         flag = "--" + name.replace("_", "-")
@@ -422,7 +423,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
 def test_the_benchmark_holds_rung_8_against_the_plain_reference(text_file, monkeypatch, capsys):
     gpt = MODULES[RUNGS.index("gpt")]
     tiny = {"n_embd": 12, "n_head": 2, "n_layer": 1, "block_size": 8, "batch_size": 4}
-    monkeypatch.setattr(gpt.Config, "recipes", {"lecture": tiny})
+    monkeypatch.setattr(gpt.Config, "RECIPES", {"lecture": tiny})
     monkeypatch.setattr(benchmark, "_measure", lambda *args: {})  # the table of the rungs, at their own sizes
     flags = ["gpt", "--rounds", "1", "--text-mb", "1", "--device", "cpu", "--corpus", str(text_file)]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags])
@@ -432,4 +433,4 @@ def test_the_benchmark_holds_rung_8_against_the_plain_reference(text_file, monke
     (ours,) = (words for words in said if words[:1] == ["gpt"])
     steps = [float(reference[2]), float(ours[2])]
     assert (reference[1], ours[1]) == ("fp32", "fp32")
-    assert float(reference[-1]) == 1 and float(ours[-1]) == pytest.approx(steps[0] / steps[1], rel=0.02)
+    assert float(reference[-1]) == 1 and float(ours[-1]) == pytest.approx(steps[0] / steps[1], rel=2e-3, abs=0.006)

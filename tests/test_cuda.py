@@ -18,7 +18,7 @@ def on_cuda(corpus):
 def test_nothing_waits_for_the_device_between_evaluations(on_cuda, small, monkeypatch):
     monkeypatch.setattr("training.loop.evaluate", lambda *args, **kwargs: Evaluation(0, 0.0, 0.0, 0.0))
     monkeypatch.setattr("training.loop.synchronize", lambda device: None)
-    config = small(gpt, steps=5, eval_interval=100, dropout=0.2)
+    config = small(gpt, steps=5, eval_interval=100, dropout=0.2, batch_size=64, block_size=256)
     model = gpt.LanguageModel(on_cuda.tokenizer.vocab_size, config).cuda()
     run = train(model, on_cuda, config, "bf16", range(5))
     next(run)
@@ -30,13 +30,14 @@ def test_nothing_waits_for_the_device_between_evaluations(on_cuda, small, monkey
 
 
 def test_cuda_trains_as_the_cpu_does(corpus, on_cuda, small):
-    def losses(corpus, device):
+    def losses(corpus, device, compiled=False):
         config = small(gpt, steps=20, eval_interval=20, learning_rate=1e-2)
         torch.manual_seed(0)
         model = gpt.LanguageModel(corpus.tokenizer.vocab_size, config).to(device)
-        *_, last = train(model, corpus, config, "fp32", range(20))
+        *_, last = train(model, corpus, config, "fp32", range(20), compiled=compiled)
         return last.train_loss, last.val_loss
 
+    assert losses(on_cuda, "cuda", compiled=True) == pytest.approx(losses(on_cuda, "cuda"), abs=2e-3)
     assert losses(on_cuda, "cuda") == pytest.approx(losses(corpus, "cpu"), abs=2e-3)
 
 

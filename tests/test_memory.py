@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,24 +62,63 @@ def test_the_last_tenth_is_for_validation_up_to_a_million(tmp_path):
 
 def peak_mb(code: str, *args: str) -> float:
     """Most memory, in MB, that a Python process with this code has held."""
-    resource = pytest.importorskip("resource")  # Windows has none
-    unit = 1 if sys.platform == "darwin" else 1024
-    code += "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, encoding="utf-8", check=True)
-    assert resource
-    return int(done.stdout.split()[-1]) * unit / 1e6
+    if sys.platform == "linux":  # where ru_maxrss starts from the parent's own
+        report = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    else:
+        report = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    command = [sys.executable, "-c", f"{code}\n{report}", *args]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    return float(done.stdout.split()[-1]) * 1024 / 1e6
 
 
+measures_memory = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no module resource")
+
+
+@measures_memory
 def test_a_long_text_takes_its_ids_and_little_else(tmp_path):
     path = tmp_path / "text.txt"
-    path.write_bytes(b"To be, or not to be\n" * 10_000_000)  # 200 MB
+    with path.open("wb") as file:
+        for _ in range(200):
+            file.write(b"To be, or not to be\n" * 50_000)  # 1 MB
     code = "import sys; from data import load_corpus; corpus = load_corpus(sys.argv[1]); assert len(corpus.train) > 1e6"
     nothing = peak_mb("import data")
-    assert peak_mb(code, str(path)) - nothing < 200 + 40
+    assert 150 < peak_mb(code, str(path)) - nothing < 200 + 40
+    path.unlink()
 
 
+@measures_memory
 def test_rung_8_keeps_below_3_gb_at_any_batch(tmp_path, text_file):
     flags = ["--steps", "1", "--sample-length", "2", "--corpus", str(text_file), "--device", "cpu"]
     flags += ["--loss-csv", str(tmp_path / "log.csv"), "--runs-dir", str(tmp_path), "--batch-size", "32"]
     code = "import sys; import gpt; gpt.run(gpt.LanguageModel, gpt.Config, sys.argv[1:])"
     assert peak_mb(code, *flags) < 3000
+
+
+@pytest.mark.parametrize("change", ["shorter", "longer", "other", "foreign"])
+def test_a_text_that_changes_while_it_is_read_is_refused(change, tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text("to be or not " * 50, encoding="utf-8")
+    room_for_ids = data.sources._room_for_ids
+
+    def meanwhile(*args):  # between the first reading and the second
+        text = {
+            "shorter": "to be ",
+            "longer": "to be or not " * 60,
+            "other": "eb or not to " * 50,
+            "foreign": "xyz" * 50,
+        }
+        path.write_text(text[change], encoding="utf-8")
+        return room_for_ids(*args)
+
+    monkeypatch.setattr(data.sources, "_room_for_ids", meanwhile)
+    with pytest.raises(UserError, match="changed while it was read"):
+        load_corpus(str(path))
+
+
+def test_no_room_for_the_ids_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_text("to be or not " * 50, encoding="utf-8")
+    monkeypatch.setattr(data.sources, "IN_MEMORY", 100)
+    monkeypatch.setattr(data.sources.shutil, "disk_usage", lambda folder: SimpleNamespace(free=99))
+    with pytest.raises(UserError, match="cannot keep 650 ids"):
+        load_corpus(str(path), data_dir=tmp_path)

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from training.device import choose_precision, worth_compiling
 from training.evaluate import exact_loss
@@ -16,13 +17,13 @@ class Watching(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.operators, self.types = set(), set()
+        self.operators, self.types, self.copies = set(), set(), set()
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
         self.operators.add(operator.overloadpacket.__name__)
-        if isinstance(result, torch.Tensor):
-            self.types.add(result.dtype)
+        self.types |= {tensor.dtype for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)}
+        self.copies |= {operator} if kwargs and kwargs.get("non_blocking") else set()
         return result
 
 
@@ -80,6 +81,14 @@ def test_an_evaluation_sees_full_windows_in_few_shapes(corpus, small):
 
     assert abs(exact_loss(Uniform(), corpus.val, 8) - np.log(corpus.tokenizer.vocab_size)) < 1e-6
     assert {shape[1] for shape in shapes} == {8} and len(shapes) <= 2  # full ones, and maybe a rest
+
+
+def test_no_copy_to_another_device_is_non_blocking(corpus):
+    elsewhere = corpus.to(torch.device("meta"))
+    with Watching() as watched:
+        idx, _ = elsewhere.batch(0, 0, 4, 8)
+    assert idx.device.type == "meta"
+    assert "_to_copy" in watched.operators and not watched.copies
 
 
 def test_batches_are_drawn_on_the_cpu_whatever_the_device_has_drawn(corpus):

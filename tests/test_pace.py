@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import time
 
 import pytest
 import torch
@@ -42,8 +43,22 @@ def test_a_fitted_run_fills_its_time_and_no_more(step, evaluation, sample, inter
 
 
 def test_too_little_time_is_said():
-    with pytest.raises(UserError, match=r"--minutes 0\.5 leaves no time.*0\.8"):
-        Pace(step=1, evaluation=20, sample=5).fit(TrainConfig(minutes=0.5), 30)
+    with pytest.raises(UserError, match=r"--minutes 0\.5 leaves no time.* 49 s here"):  # 3 s have gone before
+        Pace(step=1, evaluation=20, sample=5).fit(TrainConfig(minutes=0.5), 27)
+
+
+def test_the_pace_is_that_of_the_model(corpus):
+    class Slow(bigram.LanguageModel):
+        def forward(self, idx):
+            time.sleep(0.02)
+            return super().forward(idx)
+
+    config = bigram.Config(sample_length=100)
+    pace = measure_pace(Slow(corpus.tokenizer.vocab_size, config), corpus, config, "fp32")
+    windows = -(-(len(corpus.val) - 1) // 8)  # evaluated 512 at a time, for each of the two splits
+    assert pace.step >= 0.02
+    assert pace.evaluation >= 0.9 * 2 * 0.02 * windows / 512
+    assert pace.sample >= 100 * 0.02
 
 
 def test_measuring_the_pace_changes_nothing(rung, corpus, small):
@@ -61,22 +76,55 @@ def test_measuring_the_pace_changes_nothing(rung, corpus, small):
     assert all(torch.equal(a, b) for a, b in zip(trained(True), trained(False), strict=True))
 
 
-def test_a_run_of_minutes_is_the_run_of_as_many_steps(tmp_path, text_file):
+def test_a_run_of_minutes_is_the_run_of_as_many_steps(tmp_path, text_file, monkeypatch):
     def logged(*flags: str):
         args = ["--corpus", str(text_file), "--sample-length", "5", "--runs-dir", str(tmp_path), "--device", "cpu"]
         sizes = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "8", "--batch-size", "2"]
         run(gpt.LanguageModel, gpt.Config, [*args, *sizes, "--loss-csv", str(tmp_path / "log.csv"), *flags])
         return read_log(tmp_path / "log.csv").iloc[-1]
 
-    in_time = logged("--minutes", "0.03")
-    steps = in_time["steps"]
-    assert steps >= 10
-    counted = logged("--steps", str(steps))
+    # an hour a step, so that the seconds that have really gone by cost none
+    monkeypatch.setattr(sys.modules["training.run"], "measure_pace", lambda *args, **kwargs: Pace(3600, 60, 0))
+    in_time = logged("--minutes", "1190")
+    assert in_time["steps"] == 18  # 19.8 hours, of which a twentieth is kept for evaluations
+    counted = logged("--steps", "18")
     same = ["step", "steps", "train_loss", "val_loss", "tokens", "config", "flags"]
     assert counted[same].tolist() == in_time[same].tolist()
-    assert f"--steps {steps}" in in_time["flags"] and "--minutes" not in in_time["flags"]
-    config = gpt.Config(steps=int(steps))
-    assert 0 < learning_rate(steps - 1, config) <= config.learning_rate / (0.9 * steps)  # the fall ends with the run
+    assert "--steps 18" in in_time["flags"] and "--minutes" not in in_time["flags"]
+
+
+def test_the_learning_rate_falls_to_the_end_of_the_steps_that_fit():
+    config = Pace(1, 1, 1).fit(gpt.Config(), 3600)
+    assert 0 < learning_rate(config.steps - 1, config) < 1.2 * config.learning_rate / config.steps
+
+
+def test_the_compiled_model_trains_and_the_plain_one_is_evaluated(corpus, small, monkeypatch):
+    calls = []
+
+    def compiler(model):
+        return lambda idx: calls.append(model.training) or model(idx)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    model, config = bigram.LanguageModel(corpus.tokenizer.vocab_size, small(bigram)), small(bigram, steps=3)
+    list(train(model, corpus, config, "fp32", range(3), compiled=True))
+    assert calls == [True, True, True]  # a call a step, none by an evaluation
+
+
+def test_a_compiler_that_fails_is_done_without(tmp_path, text_file, monkeypatch, capsys):
+    run_module = sys.modules["training.run"]
+    monkeypatch.setattr(run_module, "worth_compiling", lambda device, seconds: True)
+
+    def broken(model):
+        def forward(idx):
+            raise torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no compiler"), None)
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", broken)
+    flags = ["--corpus", str(text_file), "--steps", "2", "--sample-length", "1", "--device", "cpu"]
+    run(bigram.LanguageModel, bigram.Config, [*flags, "--runs-dir", str(tmp_path), "--loss-csv", str(tmp_path / "log")])
+    said = capsys.readouterr()
+    assert "going on without" in said.err and "validation loss" in said.out
 
 
 @pytest.mark.parametrize("module", [bigram, gpt], ids=rung_id)
@@ -123,7 +171,10 @@ def test_a_recipe_that_is_not_there_is_refused():
         parse(gpt.Config, "", ["--recipe"])
 
 
-def test_the_compiler_is_for_long_runs_on_cuda():
+def test_the_compiler_is_for_long_runs_on_cuda(monkeypatch):
     cuda = torch.device("cuda")
+    monkeypatch.setattr("training.device.find_spec", lambda name: object())
     assert worth_compiling(cuda, 3600) and not worth_compiling(cuda, 30)
     assert not worth_compiling(torch.device("cpu"), 10**6)
+    monkeypatch.setattr("training.device.find_spec", lambda name: None)  # as on Windows, where torch brings no Triton
+    assert not worth_compiling(cuda, 3600)

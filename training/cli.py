@@ -17,14 +17,14 @@ from data import UserError
 def parse(config_type, description: str, args: Sequence[str] | None = None):
     """A `config_type` from the command line. Raises UserError for what it cannot make sense of.
 
-    A type with `recipes`, named sets of settings, has a field `recipe`: the set named there takes the place of the
+    A type with `RECIPES`, named sets of settings, has a field `recipe`: the set named there takes the place of the
     defaults, and what else was typed goes over it.
     """
-    default = _recipe(config_type, args)
+    recipe = _recipe(config_type, args)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(config_type, description=description, args=args, default=default)
+            return tyro.cli(config_type, description=description, args=args, **recipe)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
@@ -32,12 +32,15 @@ def parse(config_type, description: str, args: Sequence[str] | None = None):
         raise UserError(what.removeprefix(f"Error parsing {config_type.__name__}: ")) from None
 
 
-def _recipe(config_type, args: Sequence[str] | None):
+def _recipe(config_type, args: Sequence[str] | None) -> dict:
+    """What tyro is to start from: nothing of its own, or the defaults of the recipe that was typed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", nargs="?")
     name = parser.parse_known_args(args)[0].recipe
-    recipes = getattr(config_type, "recipes", {})
-    return config_type(**recipes[name], recipe=name) if name in recipes else None  # a wrong name is tyro's to refuse
+    recipes = getattr(config_type, "RECIPES", {})
+    if name not in recipes:  # a wrong name is tyro's to refuse
+        return {}
+    return {"default": config_type(**recipes[name], recipe=name)}
 
 
 def _one_line(box: str) -> str:

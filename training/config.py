@@ -31,7 +31,7 @@ class TrainConfig:
     """Settings that every rung has. Raises UserError for a value that cannot be."""
 
     steps: int = 5000  # updates of the weights
-    minutes: float = 0.0  # in place of steps: as many as fit into so much time, from here to the sample; 0 is off
+    minutes: float = 0.0  # take as many steps as fit into so much time, whatever --steps says; 0 is off
     seed: int = 0  # of the initial weights, the batches and the sample
     batch_size: int = 32  # sequences in a batch
     block_size: int = 8  # characters of context

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from importlib.util import find_spec
 
 import torch
 
@@ -78,8 +79,9 @@ def worth_compiling(device: torch.device, seconds: float) -> bool:
     """Whether `torch.compile` wins back its own start-up in a run that would take so many seconds without.
 
     On a CPU the compiled step was no faster than the plain one; on MPS it has given wrong results without a word.
+    Compiling for CUDA takes Triton, which torch does not bring on every system.
     """
-    return device.type == "cuda" and seconds > COMPILE_PAYS_AFTER
+    return device.type == "cuda" and seconds > COMPILE_PAYS_AFTER and find_spec("triton") is not None
 
 
 def synchronize(device: torch.device) -> None:

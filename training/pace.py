@@ -1,11 +1,10 @@
-"""How fast a run goes, measured before it starts: what its end, its length and its compilation are planned by."""
+"""How fast a run goes, measured before it starts: by this its end is told, and its steps fitted into given minutes."""
 
 from __future__ import annotations
 
 import copy
-import itertools
-import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,11 +13,12 @@ from torch import nn
 from data import Corpus, UserError
 from training.config import TrainConfig
 from training.device import synchronize
-from training.evaluate import exact_loss
+from training.evaluate import TOKENS_AT_ONCE, exact_loss
 from training.loop import train
 from training.sampling import sample
 
-TRIAL_STEPS = 6  # the first few are slower than all others; the median of the last four counts
+TRIAL_SECONDS = 1.0  # of the steps that are timed, about
+SLOW = 5.0  # seconds; of steps that take longer, one tells enough
 EVALUATIONS_SHARE = 0.05  # of a run of given minutes, for evaluations between the first and the last
 
 
@@ -44,10 +44,10 @@ class Pace:
         between = int(EVALUATIONS_SHARE * seconds / self.evaluation)
         steps = int((seconds - self.sample - (2 + between) * self.evaluation) / self.step)
         if steps < 1:
-            needed = (2 * self.evaluation + self.sample + self.step) / 60
+            needed = 60 * config.minutes - seconds + self.sample + 2 * self.evaluation + self.step
             raise UserError(
-                f"--minutes {config.minutes:g} leaves no time for a step: two evaluations and a sample take "
-                f"{needed:.1f} here; give it more, or use a smaller --n-embd or --n-layer"
+                f"--minutes {config.minutes:g} leaves no time for a step; getting ready, two evaluations, a sample and "
+                f"a step take {needed:.0f} s here: give it more, or use a smaller --batch-size or model"
             )
         interval = max(config.eval_interval, -(-steps // (between + 1)))
         return replace(config, steps=steps, eval_interval=interval)
@@ -62,25 +62,46 @@ def measure_pace(
     """
     device = corpus.train.device
     weights = copy.deepcopy(model.state_dict())
-    short = replace(corpus, val=corpus.val[: config.block_size + 1])  # with next to nothing to evaluate
-    trial = replace(config, steps=TRIAL_STEPS, eval_interval=1)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        run = train(model, short, trial, precision, range(TRIAL_STEPS), compiled=compiled)
-        ends = [evaluation.seconds for evaluation in run]
-        model.load_state_dict(weights)
-        some = corpus.val[: 16 * config.block_size + 1]
+    kind = "cuda" if device.type == "cpu" else device.type  # the CPU's own random state is always among those kept
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=kind):
+        try:
+            step = _step_seconds(model, corpus, config, precision, compiled)
+        finally:
+            model.load_state_dict(weights)
+            model.zero_grad(set_to_none=True)
+        some = corpus.val[: max(TOKENS_AT_ONCE, config.block_size) + 1]
         evaluating = _seconds(lambda: exact_loss(model, some, config.block_size), device)
         prompt, characters = torch.zeros(1, dtype=torch.long), min(8, config.sample_length)
         sampling = _seconds(lambda: sample(model, prompt, characters, config.block_size), device)
     return Pace(
-        step=statistics.median(after - before for before, after in itertools.pairwise(ends[2:])),
-        evaluation=2 * evaluating * len(corpus.val) / len(some),
+        step=step,
+        evaluation=2 * evaluating * (len(corpus.val) - 1) / (len(some) - 1),
         sample=sampling * config.sample_length / max(1, characters),
     )
 
 
-def _seconds(call, device: torch.device) -> float:
-    """Of the second of two calls."""
+def _step_seconds(model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, compiled: bool) -> float:
+    """Mean seconds of a step, of the loop itself on a corpus with next to nothing to evaluate.
+
+    The first step is slower than all others, the second says how many more are worth timing, in one go.
+    """
+    short = replace(corpus, val=corpus.val[: config.block_size + 1])
+
+    def trial(steps: int, eval_interval: int) -> list[float]:
+        settings = replace(config, steps=steps, eval_interval=eval_interval)
+        run = train(model, short, settings, precision, range(steps), compiled=compiled)
+        return [evaluation.seconds for evaluation in run]
+
+    _, first, second = trial(2, eval_interval=1)
+    one = second - first
+    if one > SLOW:
+        return one
+    steps = min(100, max(3, round(TRIAL_SECONDS / max(one, 1e-6))))
+    return trial(steps, eval_interval=steps)[-1] / steps
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    """How long `call` takes the second time."""
     call()
     synchronize(device)
     started = time.perf_counter()

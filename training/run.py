@@ -6,7 +6,7 @@ import inspect
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -53,12 +53,13 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
     corpus = corpus.to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = choose_precision(config.precision, device, parameters)
-    pace = measure_pace(model, corpus, config, precision)
-    compiled = worth_compiling(device, 60 * config.minutes or pace.seconds(config))
-    if compiled:
-        pace = measure_pace(model, corpus, config, precision, compiled=True)
-    if config.minutes:
-        config = pace.fit(config, 60 * config.minutes - (time.perf_counter() - started))
+    print(
+        f"{experiment}: {parameters:,} parameters, {precision} on {describe(device)}, seed {config.seed}\n"
+        f"corpus {corpus.name}, sha256 {corpus.sha256[:12]}: {len(corpus.train):,} characters to train on, "
+        f"{len(corpus.val):,} to validate on, {corpus.tokenizer.vocab_size} distinct",
+        flush=True,
+    )
+    config, compiled = _plan(model, corpus, config, precision, started)
     facts = {
         "run": run_name(experiment, config.seed),
         "experiment": experiment,
@@ -74,20 +75,11 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
         "commit": commit(),
         "torch": torch.__version__,
     }
-    print(
-        f"{experiment}: {parameters:,} parameters, {precision} on {describe(device)}, seed {config.seed}\n"
-        f"corpus {corpus.name}, sha256 {corpus.sha256[:12]}: {len(corpus.train):,} characters to train on, "
-        f"{len(corpus.val):,} to validate on, {corpus.tokenizer.vocab_size} distinct\n"
-        f"{config.steps:,} steps of {config.batch_size} x {config.block_size} characters; first, the untrained loss",
-        flush=True,
-    )
-    if not config.minutes and pace.seconds(config) > LONG:
-        print(_announcement(pace.seconds(config)), flush=True)
 
-    with _progress(experiment, config.steps) as steps:
-        for evaluation in train(model, corpus, config, precision, steps, compiled=compiled):
-            steps.unpause()  # an evaluation is no part of the steps' pace
-            steps.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
+    with _progress(experiment, config.steps) as bar:
+        for evaluation in train(model, corpus, config, precision, _counted(config.steps, bar), compiled=compiled):
+            bar.unpause()  # an evaluation is no part of the steps' pace
+            bar.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
             if not (math.isfinite(evaluation.train_loss) and math.isfinite(evaluation.val_loss)):
                 raise UserError(
                     f"the loss is not a number after step {evaluation.step:,}; try a smaller --learning-rate"
@@ -103,6 +95,31 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
     return evaluation
 
 
+def _plan(
+    model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, started: float
+) -> tuple[TrainConfig, bool]:
+    """`config` with the steps that fit into its minutes, if it has any, and whether to compile the model.
+
+    Tells how long it will be. started: when the minutes began.
+    """
+    pace = measure_pace(model, corpus, config, precision)
+    compiled = worth_compiling(corpus.train.device, 60 * config.minutes or pace.seconds(config))
+    if compiled:
+        print("compiling, which takes a minute", flush=True)
+        try:
+            pace = measure_pace(model, corpus, config, precision, compiled=True)
+        except torch._dynamo.exc.TorchDynamoException as error:  # for want of a C compiler, say
+            print(f"WARNING: compiling failed ({type(error).__name__}); going on without it, slower", file=sys.stderr)
+            compiled = False
+    if config.minutes:
+        config = pace.fit(config, 60 * config.minutes - (time.perf_counter() - started))
+    size = f"{config.batch_size} x {config.block_size} characters"
+    print(f"{config.steps:,} steps of {size}; first, the untrained loss", flush=True)
+    if not config.minutes and pace.seconds(config) > LONG:
+        print(_announcement(pace.seconds(config)), flush=True)
+    return config, compiled
+
+
 def _measured(evaluation: Evaluation, config: TrainConfig) -> dict:
     return {
         "step": evaluation.step,
@@ -115,7 +132,13 @@ def _measured(evaluation: Evaluation, config: TrainConfig) -> dict:
 
 def _progress(experiment: str, steps: int) -> tqdm:
     # where nobody watches, in a file or a pipe, a line every few seconds is enough
-    return tqdm(range(steps), desc=experiment, unit="step", mininterval=0.1 if sys.stderr.isatty() else 5)
+    return tqdm(total=steps, desc=experiment, unit="step", mininterval=0.1 if sys.stderr.isatty() else 5)
+
+
+def _counted(steps: int, bar: tqdm) -> Iterator[int]:
+    for step in range(steps):
+        yield step
+        bar.update()
 
 
 def _announcement(seconds: float) -> str:
