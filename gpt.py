@@ -34,19 +34,19 @@ LESSON = (  # what differs from stages/pre_norm.py
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    steps: int = 1500  # updates of the weights
-    batch_size: int = 16  # sequences in a batch
+    steps: int = 5000  # updates of the weights
+    batch_size: int = 8  # sequences in a batch
     block_size: int = 256  # characters of context
     learning_rate: float = 1e-3  # AdamW's step size, at its highest
-    weight_decay: float = 0.1  # AdamW's pull of the weights towards zero
+    weight_decay: float = 0.4  # AdamW's pull of the weights towards zero
     beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
-    warmup_steps: int = 100  # steps over which the learning rate rises from zero, a tenth of all at most
+    warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
     decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
-    eval_interval: int = 500  # steps from one evaluation to the next
+    eval_interval: int = 1000  # steps from one evaluation to the next
     n_embd: int = 384  # numbers in a character's vector
     n_head: int = 6  # attention heads; they share the width
     n_layer: int = 6  # blocks, one after the other
-    dropout: float = 0.1  # share of each part's output that training silences at random
+    dropout: float = 0.2  # share of each part's output that training silences at random
     recipe: Literal["ours", "lecture"] = "ours"  # lecture: start from the settings of the lecture this ladder follows
 
     RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
