@@ -4,7 +4,7 @@ What is new: scale. Six blocks of six heads, 384 numbers a character, and a cont
 before saw 8. A model of this size can learn a million characters by heart, so dropout silences a fifth of what each
 part says, at random (Srivastava et al., 2014). And it starts out smaller: weights from N(0, 0.02), those that add to
 the sum smaller still, so that the sum of twelve parts has the size of one (Radford et al., 2019). The positions start
-as waves, not as noise: in so long a context, heads take long to find the character before, and this shows them the way.
+as waves, in which one step back is the same rotation everywhere (Vaswani et al., 2017), and are learned from there.
 
 In the curve: everything else looks flat beside it. Its steps are not the others' steps, though: each reads 2,048
 characters where theirs read 256, and takes a hundred times as long.
@@ -145,7 +145,6 @@ class LanguageModel(nn.Module):
             elif parameter.dim() == 2:  # the LayerNorms' gains stay at one
                 adds_to_the_sum = name.endswith(("proj.weight", "net.2.weight"))  # 2 in each block
                 nn.init.normal_(parameter, std=0.02 / (2 * config.n_layer) ** 0.5 if adds_to_the_sum else 0.02)
-        # positions start as waves, so that a step back is the same linear map everywhere, and are learned from there
         self.position_embedding.weight.data.copy_(0.2 * waves(config.block_size, config.n_embd))
 
     def forward(self, idx):
