@@ -17,7 +17,7 @@ from training.evaluate import TOKENS_AT_ONCE, exact_loss
 from training.loop import train
 from training.sampling import sample
 
-TRIAL_SECONDS = 1.0  # of the steps that are timed, about
+TRIAL_SECONDS = 3.0  # of the steps that are timed, about
 SLOW = 5.0  # seconds; of steps that take longer, one tells enough
 EVALUATIONS_SHARE = 0.05  # of a run of given minutes, for evaluations between the first and the last
 
