@@ -23,6 +23,7 @@ from data.loss_log import COLUMNS
 from helper_scripts import benchmark, ladder_table, plot_loss, run_ladder
 from helper_scripts.results import RUNGS, load_results
 from training import run
+from training.checkpoint import load_checkpoint
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -147,6 +148,9 @@ def test_a_run_tells_logs_saves_and_samples(tmp_path, text_file):
     ):
         assert words in said or words in done.stdout, words
     assert "4/4" in done.stderr  # the progress bar
+    saved = load_checkpoint(checkpoint)
+    assert (saved["config"]["seed"], saved["facts"]["run"]) == (3, last["run"])
+    assert saved["facts"]["torch"] == last["torch"]
 
 
 def test_python_m_works_as_well(tmp_path, text_file):

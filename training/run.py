@@ -73,12 +73,13 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
         "config": fingerprint(config),
         "flags": changed_flags(config),
         "commit": commit(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # which is a type of its own, that a checkpoint may not hold
     }
 
     with _progress(experiment, config.steps) as bar:
         for evaluation in train(model, corpus, config, precision, _counted(config.steps, bar), compiled=compiled):
-            bar.unpause()  # an evaluation is no part of the steps' pace
+            if evaluation.step == 0:
+                bar.reset()  # its clock starts with the first step
             bar.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
             if not (math.isfinite(evaluation.train_loss) and math.isfinite(evaluation.val_loss)):
                 raise UserError(
@@ -132,7 +133,9 @@ def _measured(evaluation: Evaluation, config: TrainConfig) -> dict:
 
 def _progress(experiment: str, steps: int) -> tqdm:
     # where nobody watches, in a file or a pipe, a line every few seconds is enough
-    return tqdm(total=steps, desc=experiment, unit="step", mininterval=0.1 if sys.stderr.isatty() else 5)
+    # and the rate is that of the whole run, for the evaluations to come take their time too
+    pause = 0.1 if sys.stderr.isatty() else 5
+    return tqdm(total=steps, desc=experiment, unit="step", mininterval=pause, smoothing=0)
 
 
 def _counted(steps: int, bar: tqdm) -> Iterator[int]:
