@@ -1,7 +1,6 @@
 """The loop, the exact loss, sampling, and what a finished run leaves on disk."""
 
 import dataclasses
-import math
 import pickle
 
 import pytest
