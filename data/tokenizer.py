@@ -36,7 +36,7 @@ class CharTokenizer:
         # code point -> id. Any code point past the table reads its last entry, which is always unknown.
         self._ids = np.full(int(self._codes.max(initial=0)) + 2, -1, dtype=np.int32)
         self._ids[self._codes] = np.arange(len(self._codes))
-        # the same for ASCII as bytes.translate wants it, which is several times faster; 256 or fewer ids fit into it
+        # the same for ASCII, whose ids fit into a byte, as bytes.translate wants it: several times faster
         self._ascii = bytes(self._codes[self._codes < 128].tolist())
         self._ascii_ids = bytearray(256)
         for rank, code in enumerate(self._ascii):  # no code point is below them, so their ranks come first

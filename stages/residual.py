@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
         # a sum of D products has variance D: scaled back to 1, else softmax would start out picking a single position
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
-        scores = scores + self.future[:T, :T]  # minus infinity, of which softmax makes a weight of 0
+        scores = scores + self.future[:T, :T].to(scores.dtype)  # minus infinity, of which softmax makes a weight of 0
         weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
         return self.proj(x)  # (B, T, C)

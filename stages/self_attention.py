@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "batch time (qkv c) -> qkv batch time c", qkv=3)  # (B, T, C) each
         # a sum of C products has variance C: scaled back to 1, else softmax would start out picking a single position
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, T, T)
-        scores = scores + self.future[:T, :T]  # minus infinity, of which softmax makes a weight of 0
+        scores = scores + self.future[:T, :T].to(scores.dtype)  # minus infinity, of which softmax makes a weight of 0
         weights = scores.softmax(dim=-1)  # (B, T, T), each row sums to 1
         return weights @ v  # (B, T, C)
 

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 import bigram
 import gpt
-from helper_scripts.reference import Reference
+from helper_scripts.reference import Reference, sampled_loss
 from stages import feed_forward, multi_head, post_norm, pre_norm, residual, self_attention
+from training.evaluate import exact_loss
 from training.loop import train
 
 C, H, B, T = 32, 4, 5, 8
@@ -119,6 +120,13 @@ def test_rung_8_is_the_plain_gpt(gpt_and_reference):
             getattr(head, name).weight.grad for name in ("query", "key", "value") for head in plain.attention.heads
         ]
         same(block.attention.qkv.weight.grad, torch.cat(parts))
+
+
+def test_the_sampled_loss_estimates_the_exact_one(gpt_and_reference, corpus):
+    model, reference, _ = gpt_and_reference
+    exact = exact_loss(model, corpus.train, T)
+    assert sampled_loss(reference, corpus, batch_size=16, block_size=T) == pytest.approx(exact, abs=0.05)
+    assert reference.training
 
 
 def test_a_residual_block_adds_and_a_plain_one_does_not(small, x):
