@@ -29,7 +29,7 @@ from data import UserError
 
 TINY = 1_000_000  # parameters; below it a step is bound by the overhead of calls, which lower precision only adds to
 
-CPU_TOKENS_AT_ONCE = 2048  # of a training step: some 600 MB at rung 8's size
+CPU_TOKENS_AT_ONCE = 2048  # of a training step; fewer brought no more speed
 
 COMPILE_PAYS_AFTER = 180  # seconds of a run on CUDA; the compiler takes a minute or so, and saves a part of each step
 
@@ -70,7 +70,7 @@ def autocast(device: torch.device, precision: str):
 def sequences_at_once(device: torch.device, block_size: int) -> int:
     """How many sequences of a batch to run forward and backward in one go; the gradients of a batch's parts add up.
 
-    On a CPU few: what they need stays near its caches, and memory does not grow with the batch. A GPU wants them all.
+    On a CPU few, so that memory does not grow with the batch. A GPU wants them all.
     """
     return max(1, CPU_TOKENS_AT_ONCE // block_size) if device.type == "cpu" else 2**31
 
