@@ -30,6 +30,7 @@ from training.cli import errors_in_one_line, parse
 from training.device import autocast, choose_device, choose_precision, describe, synchronize
 from training.evaluate import exact_loss
 from training.loop import train
+from training.state import State
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, 
     # the loop itself, on a corpus with next to nothing to evaluate
     short = replace(corpus, val=corpus.val[: config.block_size + 1])
     steps = max(2, round(options.seconds / 2 / (1e-3 * (ms["batch"] + ms["fw+bw"] + ms["update"]))))
-    *_, last = train(model, short, replace(config, steps=steps, decay=False), precision, range(steps))
+    *_, last = train(
+        State.at_start(model, config), short, replace(config, steps=steps, decay=False), precision, range(steps)
+    )
     step = last.seconds / steps
 
     some = corpus.val[:16_385]
@@ -139,7 +142,7 @@ def _against_the_reference(corpus: Corpus, device: torch.device, options: Option
 
     def ours() -> float:
         two_steps = replace(config, steps=2, eval_interval=1)
-        _, one, two = train(models["gpt"], short, two_steps, precision, range(2))
+        _, one, two = train(State.at_start(models["gpt"], two_steps), short, two_steps, precision, range(2))
         return two.seconds - one.seconds
 
     with FlopCounterMode(display=False) as counter:  # counting slows this first step, which is not timed

@@ -5,7 +5,8 @@ import torch
 
 import gpt
 from training.device import choose_precision
-from training.loop import Evaluation, train
+from training.loop import train
+from training.state import Evaluation, State
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -18,9 +19,10 @@ def on_cuda(corpus):
 def test_nothing_waits_for_the_device_between_evaluations(on_cuda, small, monkeypatch):
     monkeypatch.setattr("training.loop.evaluate", lambda *args, **kwargs: Evaluation(0, 0.0, 0.0, 0.0))
     monkeypatch.setattr("training.loop.synchronize", lambda device: None)
+    monkeypatch.setattr("training.finite.LossWatch.check", lambda watch: None)
     config = small(gpt, steps=5, eval_interval=100, dropout=0.2, batch_size=64, block_size=256)
     model = gpt.LanguageModel(on_cuda.tokenizer.vocab_size, config).cuda()
-    run = train(model, on_cuda, config, "bf16", range(5))
+    run = train(State.at_start(model, config), on_cuda, config, "bf16", range(5))
     next(run)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -34,7 +36,7 @@ def test_cuda_trains_as_the_cpu_does(corpus, on_cuda, small):
         config = small(gpt, steps=20, eval_interval=20, learning_rate=1e-2)
         torch.manual_seed(0)
         model = gpt.LanguageModel(corpus.tokenizer.vocab_size, config).to(device)
-        *_, last = train(model, corpus, config, "fp32", range(20), compiled=compiled)
+        *_, last = train(State.at_start(model, config, compiled=compiled), corpus, config, "fp32", range(20))
         return last.train_loss, last.val_loss
 
     assert losses(on_cuda, "cuda", compiled=True) == pytest.approx(losses(on_cuda, "cuda"), abs=2e-3)

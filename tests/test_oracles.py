@@ -12,6 +12,7 @@ from helper_scripts.reference import Reference, sampled_loss
 from stages import feed_forward, multi_head, post_norm, pre_norm, residual, self_attention
 from training.evaluate import exact_loss
 from training.loop import train
+from training.state import State
 
 C, H, B, T = 32, 4, 5, 8
 FUTURE = torch.ones(T, T, dtype=torch.bool).triu(1)
@@ -152,5 +153,5 @@ def test_a_trained_bigram_comes_near_the_counted_table(shakespeare):
     assert abs(floor - 2.482) < 5e-4
     config = bigram.Config(eval_interval=10**9)
     model = bigram.LanguageModel(65, config)
-    *_, last = train(model, shakespeare, config, "fp32", range(config.steps))
+    *_, last = train(State.at_start(model, config), shakespeare, config, "fp32", range(config.steps))
     assert abs(last.val_loss - floor) < 0.01

@@ -20,6 +20,7 @@ from training.config import fingerprint
 from training.device import worth_compiling
 from training.loop import learning_rate, train
 from training.pace import Pace, measure_pace
+from training.state import State
 
 
 def test_steps_for_ten_minutes_by_hand():
@@ -70,7 +71,7 @@ def test_measuring_the_pace_changes_nothing(rung, corpus, small):
         if measured:
             pace = measure_pace(model, corpus, config, "fp32")
             assert pace.step > 0 and pace.evaluation > 0 and pace.sample > 0
-        list(train(model, corpus, config, "fp32", range(3)))
+        list(train(State.at_start(model, config), corpus, config, "fp32", range(3)))
         return list(model.parameters())
 
     assert all(torch.equal(a, b) for a, b in zip(trained(True), trained(False), strict=True))
@@ -106,7 +107,7 @@ def test_the_compiled_model_trains_and_the_plain_one_is_evaluated(corpus, small,
 
     monkeypatch.setattr(torch, "compile", compiler)
     model, config = bigram.LanguageModel(corpus.tokenizer.vocab_size, small(bigram)), small(bigram, steps=3)
-    list(train(model, corpus, config, "fp32", range(3), compiled=True))
+    list(train(State.at_start(model, config, compiled=True), corpus, config, "fp32", range(3)))
     assert calls == [True, True, True]  # a call a step, none by an evaluation
 
 

@@ -18,12 +18,17 @@ from training.device import choose_device, choose_precision
 from training.evaluate import exact_loss
 from training.loop import learning_rate, train
 from training.sampling import sample
+from training.state import Evaluation, State
 
 
 def trained(rung, corpus, config):
     torch.manual_seed(config.seed)
     model = rung.LanguageModel(corpus.tokenizer.vocab_size, config)
-    return model, list(train(model, corpus, config, "fp32", range(config.steps)))
+    return model, list(train(State.at_start(model, config), corpus, config, "fp32", range(config.steps)))
+
+
+def state_of(model, config) -> State:
+    return State(model, model, torch.optim.AdamW(model.parameters()), config.steps, 1.5, Evaluation(3, 2.0, 2.5, 1.0))
 
 
 @pytest.mark.parametrize("n", [9, 10, 16, 17, 18, 100])  # a window exactly, one more, one less, and many
@@ -172,7 +177,7 @@ def test_a_checkpoint_brings_the_model_back(rung, corpus, small, tmp_path):
     config = small(rung, steps=3)
     model, _ = trained(rung, corpus, config)
     path = tmp_path / "runs" / "model.pt"
-    save_checkpoint(path, model, config, {"alphabet": "".join(corpus.tokenizer.chars), "seed": 3})
+    save_checkpoint(path, state_of(model, config), config, {"alphabet": "".join(corpus.tokenizer.chars), "seed": 3})
     content = load_checkpoint(path)
     other = rung.LanguageModel(corpus.tokenizer.vocab_size, config)
     other.load_state_dict(content["weights"])
@@ -201,7 +206,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, capsys):
 def test_a_truncated_checkpoint_is_refused(corpus, small, tmp_path):
     config = small(pre_norm)
     path = tmp_path / "model.pt"
-    save_checkpoint(path, pre_norm.LanguageModel(30, config), config, {})
+    save_checkpoint(path, state_of(pre_norm.LanguageModel(30, config), config), config, {})
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(UserError, match="not a checkpoint"):
         load_checkpoint(path)
@@ -212,8 +217,8 @@ def test_a_truncated_checkpoint_is_refused(corpus, small, tmp_path):
 def test_a_failed_write_leaves_the_old_checkpoint(small, tmp_path, monkeypatch):
     config = small(pre_norm)
     path = tmp_path / "model.pt"
-    model = pre_norm.LanguageModel(30, config)
-    save_checkpoint(path, model, config, {})
+    state = state_of(pre_norm.LanguageModel(30, config), config)
+    save_checkpoint(path, state, config, {})
     before = path.read_bytes()
 
     def full(content, file):
@@ -222,7 +227,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="No space left"):
-        save_checkpoint(path, model, config, {})
+        save_checkpoint(path, state, config, {})
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
 
@@ -270,7 +275,7 @@ def test_bf16_trains_and_logs_in_full_precision(corpus, small):
     config = small(gpt, steps=30, learning_rate=1e-2)
     torch.manual_seed(config.seed)
     model = gpt.LanguageModel(corpus.tokenizer.vocab_size, config)
-    first, *_, last = train(model, corpus, config, "bf16", range(config.steps))
+    first, *_, last = train(State.at_start(model, config), corpus, config, "bf16", range(config.steps))
     _, (*_, precise) = trained(gpt, corpus, config)
     assert last.val_loss != precise.val_loss  # it did round
     assert last.val_loss == pytest.approx(precise.val_loss, abs=0.03)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import tyro
 
 from data import UserError
+from training import ranks
+from training.config import TrainConfig, all_flags
 
 
 def parse(config_type, description: str, args: Sequence[str] | None = None):
@@ -43,6 +49,14 @@ def _recipe(config_type, args: Sequence[str] | None) -> dict:
     return {"default": config_type(**recipes[name], recipe=name)}
 
 
+def as_typed(script: Path, config: TrainConfig) -> str:
+    """The command line that starts `script` with `config`, from the folder that the user is in."""
+    here = Path.cwd()
+    path = script.relative_to(here) if script.is_relative_to(here) else script
+    start = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"] if ranks.launched() else ["python"]
+    return (subprocess.list2cmdline if os.name == "nt" else shlex.join)([*start, str(path), *all_flags(config)])
+
+
 def _one_line(box: str) -> str:
     """tyro draws its errors as a box: what is wrong, a rule, help. One line says the first and where the help is."""
     rows = [row.strip("│ ") for row in box.splitlines()[1:-1]]
@@ -59,7 +73,8 @@ def errors_in_one_line():
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        speaker = f"error of process {ranks.rank()}" if ranks.count() > 1 else "error"
+        print(f"{speaker}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("\nstopped; what was logged up to here stays", file=sys.stderr)

@@ -16,7 +16,7 @@ RUNS_DIR = Path(__file__).resolve().parent.parent / "runs"
 # All others shape its result, and so they make up the hash of its configuration.
 NOT_COMPARED = frozenset(
     {"seed", "minutes", "recipe", "eval_interval", "device", "precision", "corpus", "loss_csv", "runs_dir"}
-    | {"prompt", "sample_length", "temperature", "top_k"}
+    | {"resume", "skip_device_check", "prompt", "sample_length", "temperature", "top_k"}
 )
 
 MAY_BE_ZERO = frozenset(
@@ -45,7 +45,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the products; auto takes the faster one
     corpus: str = "auto"  # a UTF-8 text file; auto is Tiny Shakespeare, pydoc the offline text
     loss_csv: Path = LOSS_CSV  # the log that each evaluation joins
-    runs_dir: Path = RUNS_DIR  # where the finished model goes
+    runs_dir: Path = RUNS_DIR  # where the run is saved, at every evaluation
+    resume: bool = False  # go on with the run of these settings that was stopped
+    skip_device_check: bool = False  # train on a device that computes something else than the CPU
     prompt: str = ""  # text that the sample at the end continues; empty is a line break
     sample_length: int = 400  # characters to sample at the end
     temperature: float = 1.0  # of the sample: below 1 bolder, 0 always the likeliest character
@@ -54,6 +56,8 @@ class TrainConfig:
     def __post_init__(self):
         for field in fields(self):
             _check_range(field.name, getattr(self, field.name))
+        if self.minutes and self.resume:
+            raise UserError("--resume goes on to the steps that a run was given: name them with --steps, not --minutes")
         n_embd, n_head = getattr(self, "n_embd", 0), getattr(self, "n_head", 1)
         if n_embd % n_head:
             raise UserError(
@@ -76,22 +80,32 @@ def _check_range(name: str, value) -> None:
 
 def fingerprint(config: TrainConfig) -> str:
     """Eight hex digits that are equal where two configurations of a rung may be compared."""
-    settings = json.dumps(_compared(config), sort_keys=True)
+    settings = json.dumps(compared(config), sort_keys=True)
     return hashlib.sha256(settings.encode("utf-8")).hexdigest()[:8]
 
 
 def changed_flags(config: TrainConfig) -> str:
     """The settings that shape the result and are not the rung's own, as they would be typed."""
-    own = _compared(type(config)())
-    return " ".join(_as_typed(name, value) for name, value in _compared(config).items() if value != own[name])
+    own = compared(type(config)())
+    return " ".join(
+        word for name, value in compared(config).items() if value != own[name] for word in flag(name, value)
+    )
 
 
-def _as_typed(name: str, value) -> str:
-    flag = name.replace("_", "-")
+def all_flags(config: TrainConfig) -> list[str]:
+    """Every setting that is not the rung's own, word for word as it would be typed."""
+    own = type(config)()
+    changed = {field.name: getattr(config, field.name) for field in fields(config)}
+    return [word for name, value in changed.items() if value != getattr(own, name) for word in flag(name, value)]
+
+
+def flag(name: str, value) -> list[str]:
+    typed = name.replace("_", "-")
     if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {value}"
+        return [f"--{typed}" if value else f"--no-{typed}"]
+    return [f"--{typed}", str(value)]
 
 
-def _compared(config: TrainConfig) -> dict:
+def compared(config: TrainConfig) -> dict:
+    """The settings that shape a run's result: they are equal wherever two runs may be compared."""
     return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in NOT_COMPARED}

@@ -26,6 +26,7 @@ from importlib.util import find_spec
 import torch
 
 from data import UserError
+from training import ranks
 
 TINY = 1_000_000  # parameters; below it a step is bound by the overhead of calls, which lower precision only adds to
 
@@ -35,10 +36,17 @@ COMPILE_PAYS_AFTER = 180  # seconds of a run on CUDA; the compiler takes a minut
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `--device`; "auto" is the first there is of cuda, mps, cpu. Raises UserError."""
+    """The device of `--device`; "auto" is the first there is of cuda, mps, cpu. Raises UserError.
+
+    Under torchrun each process gets a GPU of its own.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if ranks.launched():
+        there["mps"] = False  # torch has no way for processes to exchange what lies there
     if name == "auto":
         name = next(kind for kind, is_there in there.items() if is_there)
+    if ranks.launched() and name == "cuda":
+        name = f"cuda:{ranks.local_rank()}"  # a GPU for each process
     kind, colon, index = name.partition(":")
     choices = " or ".join(f"--device {kind}" for kind, is_there in there.items() if is_there)
     if kind not in there:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data import IGNORE, consecutive_windows
+from training import ranks
 
 TOKENS_AT_ONCE = 4096  # of a forward pass: enough to keep a processor busy, few enough to stay near its caches
 
@@ -21,10 +22,11 @@ def exact_loss(model: nn.Module, ids: Tensor, block_size: int) -> float:
     model.eval()
     inputs, targets = consecutive_windows(ids, block_size)
     rows = max(1, TOKENS_AT_ONCE // block_size)
+    parts = list(zip(inputs.split(rows), targets.split(rows), strict=True))
     total = 0.0
-    for idx, target in zip(inputs.split(rows), targets.split(rows), strict=True):
+    for idx, target in parts[ranks.rank() :: ranks.count()]:  # each rank its share
         logits = model(idx)
         losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="none")
         total += losses.cpu().double().sum().item()  # on the CPU, for MPS has no float64
     model.train(was_training)
-    return total / (len(ids) - 1)
+    return ranks.total(total) / (len(ids) - 1)

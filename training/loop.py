@@ -4,72 +4,61 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
-import torch
 from einops import rearrange
-from torch import nn
 from torch.nn import functional as F
 
 from data import Corpus
+from training import ranks
 from training.config import TrainConfig
 from training.device import autocast, sequences_at_once, synchronize
+from training.dropout import seed_dropout
 from training.evaluate import exact_loss
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Where a run stands. Losses in nats a character, seconds of training without its evaluations."""
-
-    step: int
-    train_loss: float
-    val_loss: float
-    seconds: float
+from training.finite import LossWatch
+from training.state import Evaluation, State
 
 
 def train(
-    model: nn.Module,
-    corpus: Corpus,
-    config: TrainConfig,
-    precision: str,
-    steps: Iterable[int],
-    *,
-    compiled: bool = False,
+    state: State, corpus: Corpus, config: TrainConfig, precision: str, steps: Iterable[int]
 ) -> Iterator[Evaluation]:
-    """Train `model` on `corpus`, both on the same device, for each of `steps`; yield an evaluation now and then.
+    """Train the model of `state`, on the device that `corpus` is on, for each of `steps`; yield each evaluation.
 
-    `steps` counts from 0, wrapped in a progress bar or not. Evaluations change nothing: a model trained with many
-    of them ends with the same weights as one trained with few. compiled: train through `torch.compile`; evaluations,
-    whose shapes differ, do without.
+    `steps` counts on from `state.step`, wrapped in a progress bar or not, and may end early. Evaluations change
+    nothing: a model trained with many of them ends with the same weights as one trained with few. Raises UserError
+    where a loss is not finite.
     """
-    device = corpus.train.device
-    forward = torch.compile(model) if compiled else model
+    model, optimizer, device = state.model, state.optimizer, corpus.train.device
     rows = sequences_at_once(device, config.block_size)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
-    )
-    yield evaluate(model, corpus, config, step=0, seconds=0.0)
-    seconds, started = 0.0, time.perf_counter()
+    losses = LossWatch(device)
+    if state.evaluation is None:
+        yield evaluate(state, corpus, config)
     model.train()
 
     for step in steps:
+        started = time.perf_counter()
+        seed_dropout(device, config.seed, step, ranks.rank())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        idx, targets = corpus.batch(config.seed, step, config.batch_size, config.block_size)  # (B, T) each
+        idx, targets = map(ranks.share, corpus.batch(config.seed, step, config.batch_size, config.block_size))  # (B, T)
         optimizer.zero_grad(set_to_none=True)
-        for x, y in zip(idx.split(rows), targets.split(rows), strict=True):  # a batch in parts, whose gradients add up
-            with autocast(device, precision):
-                logits = forward(x)  # (b, T, V)
+        parts = list(zip(idx.split(rows), targets.split(rows), strict=True))  # their gradients add up
+        for x, y in parts:
+            with autocast(device, precision), ranks.exchanging(state.forward, now=x is parts[-1][0]):
+                logits = state.forward(x)  # (b, T, V)
             loss = F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(y, "b t -> (b t)"))
+            losses.see(step, loss)
             (loss * (len(x) / len(idx))).backward()
         optimizer.step()
 
-        done = step + 1
-        if done % config.eval_interval == 0 or done == config.steps:
+        state.step = step + 1
+        due = state.step % config.eval_interval == 0 or state.step == config.steps
+        if due:
             synchronize(device)
-            seconds += time.perf_counter() - started
-            yield evaluate(model, corpus, config, done, seconds)
-            started = time.perf_counter()
+            losses.check()
+        state.seconds += time.perf_counter() - started
+        if due:
+            yield evaluate(state, corpus, config)
+    losses.check()
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -80,8 +69,9 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * min(1.0, rise, fall)
 
 
-def evaluate(model: nn.Module, corpus: Corpus, config: TrainConfig, step: int, seconds: float) -> Evaluation:
+def evaluate(state: State, corpus: Corpus, config: TrainConfig) -> Evaluation:
     """Both losses: of the whole validation split, and of as long a piece from the start of the train split."""
     seen = corpus.train[: len(corpus.val)]
-    train_loss, val_loss = (exact_loss(model, ids, config.block_size) for ids in (seen, corpus.val))
-    return Evaluation(step, train_loss, val_loss, seconds)
+    train_loss, val_loss = (exact_loss(state.model, ids, config.block_size) for ids in (seen, corpus.val))
+    state.evaluation = Evaluation(state.step, train_loss, val_loss, state.seconds)
+    return state.evaluation

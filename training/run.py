@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import inspect
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import Corpus, LossLog, UserError, load_corpus
-from training.checkpoint import check_folder, save_checkpoint
-from training.cli import errors_in_one_line, parse
-from training.config import TrainConfig, changed_flags, fingerprint
+from data import Corpus, UserError, load_corpus
+from training import ranks
+from training.cli import as_typed, errors_in_one_line, parse
+from training.config import TrainConfig
 from training.device import choose_device, choose_precision, describe, worth_compiling
-from training.loop import Evaluation, train
+from training.device_check import check_device
+from training.interrupt import Stop, stop_on_signals
+from training.loop import train
 from training.pace import measure_pace
-from training.provenance import commit, run_name
+from training.record import Record
 from training.sampling import sample
+from training.state import Evaluation, State
 
 LONG = 120  # seconds; a run that takes longer says so before it starts
 
@@ -36,112 +39,111 @@ def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: S
 def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluation:
     """Train one rung as `config` says, telling the terminal how it goes. Returns the last evaluation.
 
-    Whatever can be wrong with what was asked is raised as UserError before training starts.
+    Whatever can be wrong with what was asked is raised as UserError before training starts. A run that a signal ends
+    is saved, and then raises SystemExit.
     """
     started = time.perf_counter()
-    experiment = Path(inspect.getfile(language_model)).stem
     device = choose_device(config.device)
-    corpus = load_corpus(config.corpus)
+    with ranks.joined(device):
+        return _train(language_model, config, device, started)
+
+
+def _train(language_model: type[nn.Module], config: TrainConfig, device: torch.device, started: float) -> Evaluation:
+    script = Path(inspect.getfile(language_model))
+    ranks.check_batch_size(config.batch_size)
+    with ranks.one_first():  # the others find the text that it has fetched
+        corpus = load_corpus(config.corpus)
     corpus.check_context(config.block_size)
     prompt = _encode_prompt(corpus, config.prompt)
-    log = LossLog(config.loss_csv)
-    log.check()
-    check_folder(config.runs_dir)
 
     torch.manual_seed(config.seed)
     model = language_model(corpus.tokenizer.vocab_size, config).to(device)
     corpus = corpus.to(device)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    precision = choose_precision(config.precision, device, parameters)
+    precision = ranks.same(choose_precision(config.precision, device, parameters))
+    state = State.at_start(model, config)
+    record = Record(script.stem, config, corpus, parameters, precision)
+    record.open(state)
     print(
-        f"{experiment}: {parameters:,} parameters, {precision} on {describe(device)}, seed {config.seed}\n"
+        f"{script.stem}: {parameters:,} parameters, {precision} on {describe(device)}, seed {config.seed}\n"
         f"corpus {corpus.name}, sha256 {corpus.sha256[:12]}: {len(corpus.train):,} characters to train on, "
         f"{len(corpus.val):,} to validate on, {corpus.tokenizer.vocab_size} distinct",
         flush=True,
     )
-    config, compiled = _plan(model, corpus, config, precision, started)
-    facts = {
-        "run": run_name(experiment, config.seed),
-        "experiment": experiment,
-        "seed": config.seed,
-        "steps": config.steps,
-        "parameters": parameters,
-        "device": device.type,
-        "precision": precision,
-        "corpus": corpus.name,
-        "corpus_sha256": corpus.sha256[:12],
-        "config": fingerprint(config),
-        "flags": changed_flags(config),
-        "commit": commit(),
-        "torch": str(torch.__version__),  # which is a type of its own, that a checkpoint may not hold
-    }
+    if device.type != "cpu" and not config.skip_device_check:
+        check_device(model, corpus, config, precision)
+    if state.step < config.steps:
+        config = record.config = _plan(state, corpus, config, precision, started)
+    else:
+        print(f"this run finished with step {state.step:,}: nothing is left to train")
 
-    with _progress(experiment, config.steps) as bar:
-        for evaluation in train(model, corpus, config, precision, _counted(config.steps, bar), compiled=compiled):
+    with stop_on_signals() as stop, _progress(script.stem, state.step, config.steps) as bar:
+        for evaluation in train(state, corpus, config, precision, _steps(state.step, config.steps, bar, stop)):
             if evaluation.step == 0:
                 bar.reset()  # its clock starts with the first step
             bar.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
-            if not (math.isfinite(evaluation.train_loss) and math.isfinite(evaluation.val_loss)):
-                raise UserError(
-                    f"the loss is not a number after step {evaluation.step:,}; try a smaller --learning-rate"
-                )
-            log.append(facts | _measured(evaluation, config))
+            sys.stdout.flush()  # for whoever reads along through a pipe
+            record.keep(state)
+    if state.step < config.steps:
+        record.save(state)
+        _say_how_to_go_on(script, config, state, record)
+        raise SystemExit(stop.exit_status)
 
-    name = f"{experiment}-seed{config.seed}-{facts['corpus_sha256'][:6]}-{facts['config']}.pt"
-    checkpoint = config.runs_dir / name
-    save_checkpoint(checkpoint, model, config, facts | {"alphabet": "".join(corpus.tokenizer.chars)})
-    print(f"\n{_sampled_text(model, corpus, config, prompt)}\n")
-    print(f"validation loss {evaluation.val_loss:.4f} after {evaluation.seconds:.1f} s of training")
-    print(f"logged in {config.loss_csv} as {facts['run']}; model saved as {checkpoint}")
-    return evaluation
+    if ranks.rank() == 0:
+        print(f"\n{_sampled_text(model, corpus, config, prompt)}\n")
+    print(f"validation loss {state.evaluation.val_loss:.4f} after {state.seconds:.1f} s of training")
+    print(f"logged in {config.loss_csv} as {record.run}; model saved as {record.checkpoint}")
+    if record.unsaved:
+        raise record.unsaved
+    return state.evaluation
 
 
-def _plan(
-    model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, started: float
-) -> tuple[TrainConfig, bool]:
-    """`config` with the steps that fit into its minutes, if it has any, and whether to compile the model.
+def _plan(state: State, corpus: Corpus, config: TrainConfig, precision: str, started: float) -> TrainConfig:
+    """`config` with the steps that fit into its minutes, if it has any; `state` is compiled where that pays.
 
     Tells how long it will be. started: when the minutes began.
     """
+    model, device = state.model, corpus.train.device
+    to_do = replace(config, steps=config.steps - state.step)
     pace = measure_pace(model, corpus, config, precision)
-    compiled = worth_compiling(corpus.train.device, 60 * config.minutes or pace.seconds(config))
-    if compiled:
+    if worth_compiling(device, 60 * config.minutes or pace.seconds(to_do)):
         print("compiling, which takes a minute", flush=True)
         try:
             pace = measure_pace(model, corpus, config, precision, compiled=True)
+            state.forward = torch.compile(state.forward)
         except torch._dynamo.exc.TorchDynamoException as error:  # for want of a C compiler, say
             print(f"WARNING: compiling failed ({type(error).__name__}); going on without it, slower", file=sys.stderr)
-            compiled = False
     if config.minutes:
-        config = pace.fit(config, 60 * config.minutes - (time.perf_counter() - started))
+        config = to_do = pace.fit(config, 60 * config.minutes - (time.perf_counter() - started))
     size = f"{config.batch_size} x {config.block_size} characters"
-    print(f"{config.steps:,} steps of {size}; first, the untrained loss", flush=True)
-    if not config.minutes and pace.seconds(config) > LONG:
-        print(_announcement(pace.seconds(config)), flush=True)
-    return config, compiled
+    if state.evaluation:  # by this or an earlier process
+        print(f"going on after step {state.step:,} of {config.steps:,}, of {size} each", flush=True)
+    else:
+        print(f"{config.steps:,} steps of {size}; first, the untrained loss", flush=True)
+    if not config.minutes and pace.seconds(to_do) > LONG:
+        print(_announcement(pace.seconds(to_do)), flush=True)
+    return config
 
 
-def _measured(evaluation: Evaluation, config: TrainConfig) -> dict:
-    return {
-        "step": evaluation.step,
-        "train_loss": f"{evaluation.train_loss:.6f}",
-        "val_loss": f"{evaluation.val_loss:.6f}",
-        "tokens": evaluation.step * config.batch_size * config.block_size,
-        "seconds": f"{evaluation.seconds:.2f}",
-    }
-
-
-def _progress(experiment: str, steps: int) -> tqdm:
+def _progress(experiment: str, done: int, steps: int) -> tqdm:
     # where nobody watches, in a file or a pipe, a line every few seconds is enough
     # and the rate is that of the whole run, for the evaluations to come take their time too
     pause = 0.1 if sys.stderr.isatty() else 5
-    return tqdm(total=steps, desc=experiment, unit="step", mininterval=pause, smoothing=0)
+    return tqdm(total=steps, initial=done, desc=experiment, unit="step", mininterval=pause, smoothing=0)
 
 
-def _counted(steps: int, bar: tqdm) -> Iterator[int]:
-    for step in range(steps):
+def _steps(done: int, steps: int, bar: tqdm, stop: Stop) -> Iterator[int]:
+    for step in range(done, steps):
+        if stop.wanted():
+            return
         yield step
         bar.update()
+
+
+def _say_how_to_go_on(script: Path, config: TrainConfig, state: State, record: Record) -> None:
+    kept = "not saved" if record.unsaved else "saved"
+    again = as_typed(script, replace(config, minutes=0.0, resume=True))
+    print(f"stopped after step {state.step:,} of {config.steps:,}, {kept}; to go on: {again}", file=sys.stderr)
 
 
 def _announcement(seconds: float) -> str:

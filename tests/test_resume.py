@@ -1,0 +1,460 @@
+"""Nothing lost: runs that are stopped, killed, out of disk or handed a wrong file, and go on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import gpt
+from data import Corpus, LossLog, read_log
+from stages import post_norm, pre_norm
+from training import run
+from training.checkpoint import load_checkpoint
+
+SIZES = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "8", "--batch-size", "2"]
+# an evaluation every 4 of 12 steps, with dropout, a warm-up and a falling learning rate, all of which have to go on
+SETTINGS = [*SIZES, "--steps", "12", "--eval-interval", "4", "--sample-length", "5", "--device", "cpu"]
+SAME = ["experiment", "seed", "step", "steps", "train_loss", "val_loss", "tokens", "config", "flags", "corpus_sha256"]
+
+
+def arguments(folder: Path, text_file: Path, *flags: str) -> list[str]:
+    places = ["--corpus", str(text_file), "--loss-csv", str(folder / "log.csv"), "--runs-dir", str(folder / "runs")]
+    return [*SETTINGS, *places, *flags]
+
+
+def go(folder: Path, text_file: Path, *flags: str, rung=gpt) -> None:
+    run(rung.LanguageModel, rung.Config, arguments(folder, text_file, *flags))
+
+
+def stopped(folder: Path, text_file: Path, *flags: str, rung=gpt) -> int:
+    """The exit status of a run that does not end as it should."""
+    with pytest.raises(SystemExit) as stop:
+        go(folder, text_file, *flags, rung=rung)
+    return stop.value.code
+
+
+def checkpoint(folder: Path) -> Path:
+    (path,) = (folder / "runs").glob("*.pt")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, text_file) -> Path:
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    go(folder, text_file)
+    return folder
+
+
+def assert_same(folder: Path, whole: Path) -> None:
+    """The same weights to the bit, the same rows, each once, all of one run."""
+    here, there = (load_checkpoint(checkpoint(place)) for place in (folder, whole))
+    assert here["weights"].keys() == there["weights"].keys()
+    assert all(torch.equal(here["weights"][name], there["weights"][name]) for name in there["weights"])
+    rows, wanted = (read_log(place / "log.csv") for place in (folder, whole))
+    assert rows[SAME].to_dict("records") == wanted[SAME].to_dict("records")
+    assert rows["run"].nunique() == 1
+    assert rows["seconds"].is_monotonic_increasing
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Has something done as the batch of one step is drawn, once training has begun: at_step(7, action)."""
+
+    def arrange(step: int, action) -> None:
+        batch = Corpus.batch
+
+        def interrupted(corpus, seed, number, *sizes):
+            in_loop = sys._getframe(1).f_locals.get("config")
+            if number == step and in_loop is not None and in_loop.learning_rate > 1e-6:  # not a step that is only timed
+                action()
+            return batch(corpus, seed, number, *sizes)
+
+        monkeypatch.setattr(Corpus, "batch", interrupted)
+
+    return arrange
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_saves_the_run_and_tells_how_to_go_on(name, whole, tmp_path, text_file, at_step, monkeypatch, capfd):
+    number = getattr(signal, name)
+    handler = signal.getsignal(number)
+    at_step(6, lambda: signal.raise_signal(number))
+    assert stopped(tmp_path, text_file) == 128 + number
+    assert signal.getsignal(number) is handler
+    assert load_checkpoint(checkpoint(tmp_path))["step"] == 7  # the step that it came in was finished
+    assert read_log(tmp_path / "log.csv")["step"].tolist() == [0, 4]
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "to go on" in line]
+    command = shlex.split(line.partition("to go on: ")[2])
+    assert "stopped after step 7 of 12, saved" in line
+    assert command[0] == "python" and (Path.cwd() / command[1]).resolve() == ROOT / "gpt.py"
+    monkeypatch.undo()
+    run(gpt.LanguageModel, gpt.Config, command[2:])
+    assert_same(tmp_path, whole)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, text_file, at_step):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    at_step(6, twice)
+    assert stopped(tmp_path, text_file) == 130
+    assert load_checkpoint(checkpoint(tmp_path))["step"] == 4
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no signal that one process may send to another")
+def test_ctrl_c_in_a_terminal(whole, tmp_path, text_file):
+    """A process of its own, interrupted as soon as it has begun, and its own advice, followed to the letter."""
+    command = [sys.executable, "gpt.py", *arguments(tmp_path, text_file)]
+    long = ["--steps", "1000000", "--eval-interval", "1000000"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, *long], cwd=ROOT, encoding="utf-8", env=threads(), **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("step "):  # the untrained loss: it trains from here on
+                process.send_signal(signal.SIGINT)
+                break
+        _, said = process.communicate()
+    assert process.returncode == 130
+    advice = said.splitlines()[-1].partition("to go on: ")[2]
+    step = load_checkpoint(checkpoint(tmp_path))["step"]
+    # the same, but that it stops by itself soon after
+    words = [sys.executable, *shlex.split(advice)[1:]]
+    assert words[1] == "gpt.py" and "--resume" in words and "1000000" in words
+    again = subprocess.Popen(words, cwd=ROOT, encoding="utf-8", env=threads(), **pipes)
+    with again as process:
+        for line in process.stdout:
+            if line.startswith("going on after step"):
+                process.send_signal(signal.SIGTERM)
+                break
+        process.communicate()
+    assert f"after step {step:,} of 1,000,000" in line
+
+
+def threads() -> dict[str, str]:
+    """Children that sum as this process does: bits depend on the number of threads."""
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONIOENCODING": "utf-8"}
+
+
+KILLED = """
+import os, signal, sys
+import torch
+import gpt
+from data import Corpus, LossLog
+from training import run
+
+def die():
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+def when(owner, name, due, before):
+    was = getattr(owner, name)
+    def dying(*args, **kwargs):
+        fatal = due(*args, **kwargs)
+        if fatal and before:
+            die()
+        result = was(*args, **kwargs)
+        if fatal:
+            die()
+        return result
+    setattr(owner, name, dying)
+
+def of(step):
+    return lambda content, file: content["step"] == step
+
+{kill}
+run(gpt.LanguageModel, gpt.Config, sys.argv[1:])
+"""
+KILLS = {
+    "before the first row": 'when(LossLog, "append", lambda log, row: row["step"] == 0, before=True)',
+    "after the first row": 'when(LossLog, "append", lambda log, row: row["step"] == 0, before=False)',
+    "before a checkpoint": 'when(torch, "save", of(8), before=True)',
+    "while a checkpoint is written": 'when(torch, "save", of(8), before=False)',
+    "between a checkpoint and its row": 'when(LossLog, "append", lambda log, row: row["step"] == 8, before=True)',
+    "between two steps": 'when(LossLog, "append", lambda log, row: row["step"] == 8, before=False)',
+    "before the last checkpoint": 'when(torch, "save", of(12), before=True)',
+    "after the last row": 'when(LossLog, "append", lambda log, row: row["step"] == 12, before=False)',
+}
+
+
+@pytest.mark.parametrize("kill", KILLS.values(), ids=KILLS.keys())
+def test_a_killed_run_ends_as_if_nothing_had_been(kill, whole, tmp_path, text_file):
+    code = KILLED.replace("{kill}", kill)
+    killed = subprocess.run(
+        [sys.executable, "-c", code, *arguments(tmp_path, text_file)], env=threads(), capture_output=True
+    )
+    assert killed.returncode not in (0, 1, 2), killed.stderr
+    go(tmp_path, text_file, "--resume")
+    assert_same(tmp_path, whole)
+    assert [path.suffix for path in (tmp_path / "runs").iterdir()] == [".pt"]  # no half-written file is left
+
+
+def test_resuming_a_finished_run_changes_nothing(whole, tmp_path, text_file, capsys):
+    go(tmp_path, text_file)
+    before = checkpoint(tmp_path).read_bytes(), (tmp_path / "log.csv").read_bytes()
+    go(tmp_path, text_file, "--resume")
+    assert (checkpoint(tmp_path).read_bytes(), (tmp_path / "log.csv").read_bytes()) == before
+    assert "nothing is left to train" in capsys.readouterr().out
+
+
+def test_a_run_stopped_again_and_again(whole, tmp_path, text_file, at_step, monkeypatch):
+    for step in (0, 1, 5, 10):
+        at_step(step, lambda: signal.raise_signal(signal.SIGINT))
+        assert stopped(tmp_path, text_file, *(["--resume"] if step else [])) == 130
+        monkeypatch.undo()
+    go(tmp_path, text_file, "--resume")
+    assert_same(tmp_path, whole)
+
+
+def test_hours_of_training_are_not_replaced_unasked(tmp_path, text_file, at_step, monkeypatch, capsys):
+    at_step(6, lambda: signal.raise_signal(signal.SIGINT))
+    assert stopped(tmp_path, text_file) == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(sys.modules["training.record"], "WORTH_KEEPING", 0.0)
+    before = checkpoint(tmp_path).read_bytes()
+    capsys.readouterr()
+    assert stopped(tmp_path, text_file) == 2
+    said = capsys.readouterr().err
+    assert "stopped at step 7" in said and "--resume" in said and said.count("\n") == 1
+    assert checkpoint(tmp_path).read_bytes() == before
+    monkeypatch.undo()
+    go(tmp_path, text_file)  # seconds are not worth asking
+    assert load_checkpoint(checkpoint(tmp_path))["step"] == 12
+
+
+# What is refused
+
+
+def refused(folder: Path, text_file: Path, capsys, *flags: str, rung=gpt) -> str:
+    """What a run that is to resume says as it refuses, in one line, having changed nothing."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert stopped(folder, text_file, "--resume", *flags, rung=rung) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in before} == before
+    return said.err
+
+
+@pytest.fixture
+def interrupted(tmp_path, text_file, at_step, monkeypatch) -> Path:
+    """The folder of a run of gpt.py stopped after 7 of 12 steps."""
+    at_step(6, lambda: signal.raise_signal(signal.SIGINT))
+    assert stopped(tmp_path, text_file) == 130
+    monkeypatch.undo()
+    return tmp_path
+
+
+def put_in_place(folder: Path, said: str) -> None:
+    """Rename the checkpoint to what was looked for, as a user might."""
+    checkpoint(folder).rename(re.search(r"no checkpoint (\S+\.pt)", said)[1])
+
+
+@pytest.mark.parametrize(
+    ("flags", "difference"),
+    [
+        (["--dropout", "0.5"], "dropout 0.2, here 0.5"),
+        (["--steps", "13"], "steps 12, here 13"),
+        (["--n-embd", "24"], "n-embd 12, here 24"),
+        (["--seed", "1"], "seed 0, here 1"),
+    ],
+)
+def test_another_configuration_is_refused_and_named(flags, difference, interrupted, text_file, capsys):
+    said = refused(interrupted, text_file, capsys, *flags)
+    assert difference in said and "there is no checkpoint" in said
+    put_in_place(interrupted, said)
+    said = refused(interrupted, text_file, capsys, *flags)
+    assert difference in said and "of another run" in said
+
+
+def test_another_rung_is_refused_and_named(interrupted, text_file, capsys, monkeypatch, tmp_path):
+    for rung in (pre_norm, post_norm):
+        said = refused(interrupted, text_file, capsys, rung=rung)
+        put_in_place(interrupted, said)
+        said = refused(interrupted, text_file, capsys, rung=rung)
+        assert f"rung gpt, here {rung.__name__.rpartition('.')[2]}" in said
+
+
+def test_another_corpus_and_its_characters_are_refused_and_named(interrupted, text_file, text, tmp_path, capsys):
+    other = tmp_path / "other.txt"
+    for changed, words in ((text[:-1], "corpus "), (text + "Ω", "another set of characters")):
+        other.write_text(changed, encoding="utf-8")
+        put_in_place(interrupted, refused(interrupted, other, capsys))
+        assert words in refused(interrupted, other, capsys)
+
+
+def test_nothing_to_resume_is_said(tmp_path, text_file, capsys):
+    assert "there is no checkpoint" in refused(tmp_path, text_file, capsys)
+    assert "--steps" in refused(tmp_path, text_file, capsys, "--minutes", "1")
+
+
+class Bomb:
+    def __reduce__(self):
+        return Path.touch, (Path("went_off"),)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"<html>Please log in</html>"),
+        lambda path: path.write_bytes(pickle.dumps(Bomb(), protocol=2)),
+        lambda path: torch.save({"weights": Bomb()}, path),
+        lambda path: torch.save(load_checkpoint(path) | {"facts": Bomb()}, path),
+        lambda path: torch.save([1, 2, 3], path),
+        lambda path: torch.save({"weights": {}, "config": {}, "facts": {}}, path),  # of an earlier version
+        lambda path: torch.save(load_checkpoint(path) | {"weights": {}}, path),
+        lambda path: torch.save(load_checkpoint(path) | {"weights": 3}, path),
+        lambda path: torch.save(load_checkpoint(path) | {"optimizer": {"state": {}}}, path),
+        lambda path: torch.save(load_checkpoint(path) | {"evaluation": {"step": 1}}, path),
+        lambda path: torch.save(load_checkpoint(path) | {"step": "seven"}, path),
+        lambda path: torch.save(load_checkpoint(path) | {"facts": 3, "config": None}, path),
+    ],
+    ids=[
+        *["half", "empty", "page", "pickle", "bomb", "hidden bomb", "list", "old"],
+        *["no weights", "odd weights", "odd optimizer", "odd evaluation", "odd step", "odd facts"],
+    ],
+)
+def test_a_broken_or_hostile_checkpoint_is_refused(spoil, interrupted, text_file, capsys, monkeypatch):
+    monkeypatch.chdir(interrupted)
+    spoil(checkpoint(interrupted))
+    said = refused(interrupted, text_file, capsys)
+    assert str(checkpoint(interrupted)) in said
+    assert not Path("went_off").exists()
+
+
+# Faults
+
+
+FULL = """
+import resource, sys
+import gpt
+from training import run
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), hard))
+run(gpt.LanguageModel, gpt.Config, sys.argv[2:])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the limit on a file's size is POSIX'")
+def test_a_full_disk_costs_no_more_than_a_checkpoint(whole, tmp_path, text_file):
+    """Room for weights alone, as before the first step and after the last, but not for the optimizer's state."""
+    room = int(1.5 * checkpoint(whole).stat().st_size)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(room), *arguments(tmp_path, text_file)],
+        env=threads(),
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "WARNING" in line]
+    assert len(warnings) == 2 and all("cannot write the checkpoint" in line for line in warnings)  # after 4 and 8
+    assert_same(tmp_path, whole)
+    assert [path.suffix for path in (tmp_path / "runs").iterdir()] == [".pt"]
+
+
+def test_what_could_not_be_saved_leaves_the_checkpoint_before(whole, tmp_path, text_file, monkeypatch, at_step, capsys):
+    save = torch.save
+
+    def full(content, file):
+        save(content, file)
+        if content["step"] > 4:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    at_step(9, lambda: signal.raise_signal(signal.SIGINT))
+    assert stopped(tmp_path, text_file) == 130
+    said = capsys.readouterr().err
+    assert "No space left on device" in said and "stopped after step 10 of 12, not saved" in said
+    assert load_checkpoint(checkpoint(tmp_path))["step"] == 4
+    assert read_log(tmp_path / "log.csv")["step"].tolist() == [0, 4, 8]
+    monkeypatch.undo()
+    go(tmp_path, text_file, "--resume")  # again from 4, so 8 is evaluated a second time, and not logged twice
+    assert_same(tmp_path, whole)
+
+
+def test_a_model_that_cannot_be_saved_at_the_end_is_an_error(tmp_path, text_file, monkeypatch, capsys):
+    def full(content, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert stopped(tmp_path, text_file) == 2
+    said = capsys.readouterr()
+    assert "error: cannot write the checkpoint" in said.err and "validation loss" in said.out
+
+
+def test_a_log_that_fills_up_stops_the_run_and_loses_no_row(whole, tmp_path, text_file, monkeypatch, capsys):
+    append = LossLog.append
+
+    def full(log, row):
+        with monkeypatch.context() as patch:
+            if row["step"] == 8:
+                patch.setattr("data.loss_log.os.fsync", no_space)
+            append(log, row)
+
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LossLog, "append", full)
+    assert stopped(tmp_path, text_file) == 2
+    assert "cannot write the loss log" in capsys.readouterr().err
+    monkeypatch.undo()
+    go(tmp_path, text_file, "--resume")
+    assert_same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("name", ["the log", "the folder"])
+def test_what_cannot_be_written_is_said_before_training(name, tmp_path, text_file, capsys):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    flag = "--loss-csv" if name == "the log" else "--runs-dir"
+    assert stopped(tmp_path, text_file, flag, str(tmp_path / "file" / "within")) == 2
+    said = capsys.readouterr()
+    assert flag in said.err and "step" not in said.out
+
+
+# Numbers gone wrong
+
+
+class Spoiled(gpt.LanguageModel):
+    """A model whose logits are not finite from the step on that is in `bad`."""
+
+    bad = 10**9
+    calls = 0
+
+    def forward(self, idx):
+        logits = super().forward(idx)
+        if self.training:
+            type(self).calls += 1
+        return logits * float("nan") if self.training and self.calls > self.bad else logits
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(tmp_path, text_file, monkeypatch, capsys):
+    pace = sys.modules["training.run"].measure_pace
+
+    def measured(*args, **kwargs):
+        result = pace(*args, **kwargs)
+        monkeypatch.setattr(Spoiled, "calls", 0)
+        monkeypatch.setattr(Spoiled, "bad", 6)
+        return result
+
+    monkeypatch.setattr(sys.modules["training.run"], "measure_pace", measured)
+    monkeypatch.setattr(Spoiled, "bad", 10**9)
+    with pytest.raises(SystemExit) as stop:
+        run(Spoiled, gpt.Config, arguments(tmp_path, text_file))
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "at step 7" in line and "--learning-rate" in line
+    content = load_checkpoint(checkpoint(tmp_path))
+    assert content["step"] == 4
+    assert all(weights.isfinite().all() for weights in content["weights"].values())
+    assert read_log(tmp_path / "log.csv")["step"].tolist() == [0, 4]

@@ -1,0 +1,78 @@
+"""A device against the CPU, before a run relies on it: backends have been wrong without a word."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from data import Corpus, UserError
+from training.config import TrainConfig
+from training.device import autocast
+
+SEQUENCES = 2  # enough to tell them apart, few enough for a second's work
+NOISE = 0.02  # added to all weights: what starts out at zero would hide what comes before it
+
+# The share of the largest logit, or of a gradient's length, by which the device may differ from the CPU in fp32. Other
+# orders of summation make some 1e-6 to 1e-5; a wrong operator makes ten percent and more.
+TOLERANCE = 1e-3
+# Of the largest logit, by which one may change with a later character. Equal shapes are worked through equally, so any
+# change is too much; the smallest number that a wrong mask could make is far above this.
+LEAK = 1e-5
+SMALL = 1e-3  # the share of all gradients' length below which one is measured by theirs rather than its own
+
+
+def check_device(model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str) -> None:
+    """Raises UserError, with the figures, where the device that `model` and `corpus` are on computes something else.
+
+    In fp32: logits and gradients of a small batch, against the CPU's. In the run's own precision: that no logit changes
+    with a later character. `model` is left as it is, and the random generators too.
+    """
+    device = corpus.train.device
+    idx, targets = corpus.batch(config.seed, 0, SEQUENCES, config.block_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        on_cpu = copy.deepcopy(model).cpu().eval()
+        for parameter in on_cpu.parameters():
+            parameter.data.add_(NOISE * torch.randn_like(parameter))
+    there = copy.deepcopy(model).eval()
+    there.load_state_dict(on_cpu.state_dict())
+
+    right, right_gradients = _logits_and_gradients(on_cpu, idx.cpu(), targets.cpu())
+    logits, gradients = _logits_and_gradients(there, idx, targets)
+    _compare("logits", (logits - right).abs().max() / right.abs().max(), TOLERANCE, device, config)
+    total = torch.stack([gradient.norm() for gradient in right_gradients.values()]).norm()
+    gaps = {  # of its own length, but for one that is next to nothing: the gradient of a key's bias is zero, and noise
+        name: (gradients[name] - gradient).norm() / gradient.norm().clamp(min=SMALL * total)
+        for name, gradient in right_gradients.items()
+    }
+    worst = max(gaps, key=lambda name: gaps[name].nan_to_num(float("inf")))
+    _compare(f"gradients of {worst}", gaps[worst], TOLERANCE, device, config)
+
+    changed = idx.clone()
+    half = config.block_size // 2
+    changed[:, half:] = (changed[:, half:] + 1) % corpus.tokenizer.vocab_size
+    with torch.no_grad(), autocast(device, precision):
+        before, after = there(idx)[:, :half].float().cpu(), there(changed)[:, :half].float().cpu()
+    if half:
+        leak = (before - after).abs().max() / before.abs().max()
+        _compare(f"{precision} logits, as later characters change,", leak, LEAK, device, config)
+
+
+def _logits_and_gradients(model: nn.Module, idx: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Both on the CPU."""
+    logits = model(idx)
+    F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    return logits.detach().cpu(), {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
+
+
+def _compare(what: str, gap: Tensor, allowed: float, device: torch.device, config: TrainConfig) -> None:
+    if gap <= allowed:  # which nan is not
+        return
+    other = "--precision fp32" if what.startswith("bf16") else "--device cpu"
+    raise UserError(
+        f"{device} fails its check: {what} differ by {gap.item():.1e} of their size, where {allowed:.0e} would be "
+        f"rounding; try {other}, or --skip-device-check to train all the same"
+    )

@@ -1,0 +1,58 @@
+"""Ctrl-C and its like, as a wish that the loop grants between two steps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+from training import ranks
+
+# Ctrl-C; a polite kill; a closed terminal. Ctrl-Break is Windows' own, and SIGHUP it does not have.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+
+
+class Stop:
+    """number: that of the signal that came, 0 while none has."""
+
+    number: int = 0
+
+    def wanted(self) -> bool:
+        """Whether any rank was told to stop: all have to end after the same step."""
+        return ranks.least(-self.number) < 0
+
+    @property
+    def exit_status(self) -> int:
+        """As a shell counts: 128 and the signal."""
+        return 128 + (self.number or signal.SIGINT)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """While inside, the first signal is noted, and a second raises KeyboardInterrupt, as Ctrl-C does otherwise.
+
+    Signals that the process was started to ignore, as nohup does with SIGHUP, are ignored still.
+    """
+    stop = Stop()
+
+    def note(number: int, frame) -> None:
+        if stop.number and not ranks.launched():  # torchrun passes on what the terminal has sent to each by itself
+            raise KeyboardInterrupt
+        stop.number = number
+        if ranks.rank() == 0:
+            # not print, which may have been interrupted in the middle of a line
+            os.write(2, b"\nstopping after this step, to save the run; Ctrl-C again stops it at once\n")
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other may set handlers
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,132 @@
+"""What stays of a run: its rows in the loss log and its checkpoint. Rank 0 alone writes them."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from data import Corpus, LossLog, UserError, read_log
+from training import ranks
+from training.checkpoint import check_folder, save_checkpoint
+from training.config import TrainConfig, changed_flags, fingerprint
+from training.finite import not_finite
+from training.provenance import commit, run_name
+from training.resume import check_nothing_is_lost, resume
+from training.state import Evaluation, State
+
+WORTH_KEEPING = 120  # seconds of training; what took longer is not replaced unasked
+
+
+@dataclass
+class Record:
+    """Of one run. `config` may be replaced until the first evaluation, by one whose steps have been planned."""
+
+    experiment: str
+    config: TrainConfig
+    corpus: Corpus
+    parameters: int
+    precision: str
+    run: str = ""
+    logged: set[int] = field(default_factory=set)  # steps whose rows the log has
+    unsaved: UserError | None = None  # why the latest state is not on disk, if it is not
+
+    def __post_init__(self):
+        self.run = self.run or run_name(self.experiment, self.config.seed)
+        self.commit = commit()
+
+    @property
+    def facts(self) -> dict:
+        """What every row of the run says alike."""
+        return {
+            "run": self.run,
+            "experiment": self.experiment,
+            "seed": self.config.seed,
+            "steps": self.config.steps,
+            "parameters": self.parameters,
+            "device": self.corpus.train.device.type,
+            "precision": self.precision,
+            "corpus": self.corpus.name,
+            "corpus_sha256": self.corpus.sha256[:12],
+            "config": fingerprint(self.config),
+            "flags": changed_flags(self.config),
+            "commit": self.commit,
+            "torch": str(torch.__version__),  # which is a type of its own, that a checkpoint may not hold
+        }
+
+    @property
+    def checkpoint(self) -> Path:
+        facts = self.facts
+        name = f"{self.experiment}-seed{self.config.seed}-{facts['corpus_sha256'][:6]}-{facts['config']}.pt"
+        return self.config.runs_dir / name
+
+    def open(self, state: State) -> None:
+        """Put `state` where the run was stopped, if it is to be resumed. Raises UserError for all that is in the way.
+
+        That may be a log or a folder that cannot be written to, no checkpoint or another run's, or one that would be
+        lost.
+        """
+        if ranks.rank() == 0:
+            LossLog(self.config.loss_csv).check()
+            check_folder(self.config.runs_dir)
+        if self.config.resume:
+            self._go_on(resume(self.checkpoint, state, self.config, self.facts | self._alphabet()))
+            self._log(state.evaluation)
+        elif not self.config.minutes:  # whose steps, and so whose checkpoint, are not known yet
+            check_nothing_is_lost(self.checkpoint, WORTH_KEEPING)
+
+    def keep(self, state: State) -> None:
+        """Save `state`, just evaluated, and log its evaluation. Raises UserError where the log cannot be written.
+
+        The checkpoint comes first: of a run killed between the two, the row is logged when it is resumed. Losses that
+        are not finite are kept in neither, and raised as UserError too.
+        """
+        if not (math.isfinite(state.evaluation.train_loss) and math.isfinite(state.evaluation.val_loss)):
+            raise not_finite(state.evaluation.step)
+        self.save(state)
+        self._log(state.evaluation)
+
+    def save(self, state: State) -> None:
+        """Write the checkpoint. Where that fails it is told, and the run goes on: `unsaved` says why."""
+        if ranks.rank() > 0:
+            return
+        try:
+            save_checkpoint(self.checkpoint, state, self.config, self.facts | self._alphabet())
+            self.unsaved = None
+        except UserError as error:
+            self.unsaved = error
+            print(f"WARNING: {error}", file=sys.stderr)
+
+    def _log(self, evaluation: Evaluation) -> None:
+        """Add a row, unless it is there."""
+        if ranks.rank() > 0 or evaluation.step in self.logged:
+            return
+        LossLog(self.config.loss_csv).append(
+            self.facts
+            | {
+                "step": evaluation.step,
+                "train_loss": f"{evaluation.train_loss:.6f}",
+                "val_loss": f"{evaluation.val_loss:.6f}",
+                "tokens": evaluation.step * self.config.batch_size * self.config.block_size,
+                "seconds": f"{evaluation.seconds:.2f}",
+            }
+        )
+        self.logged.add(evaluation.step)
+
+    def _alphabet(self) -> dict:
+        return {"alphabet": "".join(self.corpus.tokenizer.chars)}
+
+    def _go_on(self, facts: dict) -> None:
+        """As the run that `facts` are of. What differs now, but may, is told."""
+        self.run = facts["run"]
+        for name in ("commit", "torch", "device", "precision"):
+            if facts[name] != self.facts[name]:
+                print(
+                    f"WARNING: this run began with {name} {facts[name]}; now it is {self.facts[name]}", file=sys.stderr
+                )
+        if self.config.loss_csv.exists():
+            rows = read_log(self.config.loss_csv)
+            self.logged = set(rows[rows["run"] == self.run]["step"])

@@ -1,0 +1,88 @@
+"""Going on with a run that was stopped, and with no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data import UserError
+from training.checkpoint import load_checkpoint
+from training.config import TrainConfig, compared
+from training.state import Evaluation, State
+
+SAME = {  # facts that have to be those of the checkpoint, and what a person calls them
+    "experiment": "rung",
+    "seed": "seed",
+    "corpus_sha256": "corpus",
+    "alphabet": "characters",
+    "parameters": "number of parameters",
+}
+
+
+def resume(path: Path, state: State, config: TrainConfig, facts: dict) -> dict:
+    """Put `state` where the checkpoint at `path` left it; returns that run's own facts.
+
+    config, facts: of the run that is to go on. Raises UserError, naming the difference, for a checkpoint of another.
+    """
+    if not path.exists():
+        raise UserError(_nothing_to_resume(path, config, facts))
+    content = load_checkpoint(path)
+    if differences := _differences(content, config, facts):
+        raise UserError(
+            f"--resume: {path} is of another run: {'; '.join(differences)}; leave out --resume to start anew"
+        )
+    try:
+        state.model.load_state_dict(content["weights"])
+        if content["optimizer"] is not None:
+            state.optimizer.load_state_dict(content["optimizer"])
+        state.step, state.seconds = int(content["step"]), float(content["seconds"])
+        state.evaluation = Evaluation(**content["evaluation"])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--resume: {path} does not fit this code: {reason}; leave out --resume to start anew"
+        ) from None
+    return content["facts"]
+
+
+def check_nothing_is_lost(path: Path, seconds: float) -> None:
+    """Raises UserError where a run that starts anew would replace more than so many seconds of an unfinished one."""
+    try:
+        content = load_checkpoint(path)
+    except UserError:  # none, or nothing that could be resumed
+        return
+    if content["optimizer"] is not None and content["seconds"] > seconds:
+        raise UserError(
+            f"{path} holds this run, stopped at step {content['step']:,} after {content['seconds'] / 60:.0f} minutes; "
+            "add --resume to go on with it, or delete that file to start anew"
+        )
+
+
+def _differences(content: dict, config: TrainConfig, facts: dict) -> list[str]:
+    """What sets the run of a checkpoint apart from the one that is to go on: "dropout 0.2, here 0.1"."""
+    there, here = content["facts"], facts
+    found = [
+        f"another set of {name}" if key == "alphabet" else f"{name} {there.get(key)}, here {here[key]}"
+        for key, name in SAME.items()
+        if there.get(key) != here[key]
+    ]
+    settings = content["config"]
+    return found + [
+        f"{name.replace('_', '-')} {settings.get(name)}, here {value}"
+        for name, value in compared(config).items()
+        if settings.get(name) != value
+    ]
+
+
+def _nothing_to_resume(path: Path, config: TrainConfig, facts: dict) -> str:
+    """Names the nearest there is, for a run is often looked for with a flag too many or too few."""
+    nearest: list[str] = []
+    for other in sorted(path.parent.glob(f"{facts['experiment']}-seed*.pt")):
+        try:
+            differences = _differences(load_checkpoint(other), config, facts)
+        except UserError:
+            continue
+        if not nearest or len(differences) < len(nearest):
+            nearest = differences
+    more = f" and {len(nearest) - 3} other differences" if len(nearest) > 3 else ""
+    hint = f"; the nearest there is has {'; '.join(nearest[:3])}{more}" if nearest else ""
+    return f"--resume: there is no checkpoint {path}{hint}; leave out --resume to start anew"

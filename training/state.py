@@ -1,0 +1,47 @@
+"""What a run in progress is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from training import ranks
+from training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Where a run stands. Losses in nats a character, seconds of training without its evaluations."""
+
+    step: int
+    train_loss: float
+    val_loss: float
+    seconds: float
+
+
+@dataclass
+class State:
+    """All that changes while a model is trained. Batches and dropout follow from the seed and `step`.
+
+    forward: what a training step calls: the model, wrapped for many ranks, or compiled, or both. Evaluations, whose
+    shapes differ, and which every rank does alone, call the model itself.
+    """
+
+    model: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    step: int = 0  # updates done
+    seconds: float = 0.0  # spent on them
+    evaluation: Evaluation | None = None  # the last one
+
+    @classmethod
+    def at_start(cls, model: nn.Module, config: TrainConfig, *, compiled: bool = False) -> State:
+        """The state before the first step: `model` as it is, on its device, and an optimizer that has seen nothing."""
+        forward = ranks.parallel(model)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+        )
+        return cls(model, torch.compile(forward) if compiled else forward, optimizer)
