@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from training.dropout import Dropout
+from training.dropout import Dropout, seed_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.75])
@@ -51,3 +51,17 @@ def test_none_and_nearly_all():
     x = torch.ones(64, 64)
     assert torch.equal(Dropout(0.0).train()(x), F.dropout(x, 0.0))
     assert Dropout(0.999).train()(x).isfinite().all()
+
+
+def test_what_is_silenced_depends_on_seed_step_and_rank_alone():
+    layer, x = Dropout(0.5).train(), torch.ones(4096)
+
+    def silenced(*numbers):
+        torch.rand(3)  # whatever was drawn before
+        seed_dropout(torch.device("cpu"), *numbers)
+        return layer(x) == 0
+
+    first = silenced(1, 2, 0)
+    assert torch.equal(first, silenced(1, 2, 0))
+    for other in ((2, 2, 0), (1, 3, 0), (1, 2, 1), (2, 1, 0)):
+        assert (first == silenced(*other)).float().mean().item() == pytest.approx(0.5, abs=0.05)  # as of two coins

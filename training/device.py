@@ -48,6 +48,8 @@ def choose_device(name: str) -> torch.device:
     if ranks.launched() and name == "cuda":
         name = f"cuda:{ranks.local_rank()}"  # a GPU for each process
     kind, colon, index = name.partition(":")
+    if ranks.launched() and kind == "cuda" and there["cuda"] and ranks.local_rank() >= torch.cuda.device_count():
+        raise UserError(f"there are {torch.cuda.device_count()} GPUs here, and each process needs its own; start fewer")
     choices = " or ".join(f"--device {kind}" for kind, is_there in there.items() if is_there)
     if kind not in there:
         raise UserError(f"--device {name} is not known; use {choices}, or leave it out")

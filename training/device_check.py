@@ -13,7 +13,7 @@ from training.config import TrainConfig
 from training.device import autocast
 
 SEQUENCES = 2  # enough to tell them apart, few enough for a second's work
-NOISE = 0.02  # added to all weights: what starts out at zero would hide what comes before it
+NOISE = 0.1  # added to gains and biases
 
 # The share of the largest logit, or of a gradient's length, by which the device may differ from the CPU in fp32. Other
 # orders of summation make some 1e-6 to 1e-5; a wrong operator makes ten percent and more.
@@ -36,7 +36,9 @@ def check_device(model: nn.Module, corpus: Corpus, config: TrainConfig, precisio
         torch.manual_seed(config.seed)
         on_cpu = copy.deepcopy(model).cpu().eval()
         for parameter in on_cpu.parameters():
-            parameter.data.add_(NOISE * torch.randn_like(parameter))
+            # as in a trained model, numbers around one reach every operator: what starts out small hides its errors
+            spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else NOISE
+            parameter.data.add_(spread * torch.randn_like(parameter))
     there = copy.deepcopy(model).eval()
     there.load_state_dict(on_cpu.state_dict())
 

@@ -26,6 +26,7 @@ from training.record import Record
 from training.sampling import sample
 from training.state import Evaluation, State
 
+TRUSTED = "cpu"  # the kind of device that all others are checked against
 LONG = 120  # seconds; a run that takes longer says so before it starts
 
 
@@ -70,7 +71,7 @@ def _train(language_model: type[nn.Module], config: TrainConfig, device: torch.d
         f"{len(corpus.val):,} to validate on, {corpus.tokenizer.vocab_size} distinct",
         flush=True,
     )
-    if device.type != "cpu" and not config.skip_device_check:
+    if device.type != TRUSTED and not config.skip_device_check:
         check_device(model, corpus, config, precision)
     if state.step < config.steps:
         config = record.config = _plan(state, corpus, config, precision, started)
