@@ -10,6 +10,7 @@ import importlib
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 import pooch
 import requests
 import torch
+from tqdm import tqdm
 
 from data.corpus import Corpus
 from data.errors import UserError
@@ -31,6 +33,7 @@ PIECE = 1 << 20  # bytes read at a time
 IN_MEMORY = 256 << 20  # bytes of ids; more of them are memory-mapped from a temporary file in data/
 RETRIES = 2
 TIMEOUT = 10  # seconds without an answer before an attempt counts as failed
+LIMIT = 120  # seconds for all attempts together, however slowly something comes in
 
 
 def load_corpus(which: str = "auto", *, data_dir: Path = DATA_DIR, url: str = URL) -> Corpus:
@@ -64,7 +67,25 @@ def _fetch(data_dir: Path, url: str) -> None:
     """Download to a temporary file, check the hash, and only then move it to its place; all of it pooch's work."""
     pooch.get_logger().setLevel("WARNING")  # the progress bar says enough
     fetcher = pooch.create(path=data_dir, base_url=url, registry={FILE: f"sha256:{SHA256}"}, retry_if_failed=RETRIES)
-    fetcher.fetch(FILE, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT))
+    with _LimitedBar(disable=not sys.stderr.isatty(), unit="B", unit_scale=True, desc=FILE) as bar:
+        # little at a time, for only in between is there a look at the clock
+        fetcher.fetch(FILE, downloader=pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT, chunk_size=16))
+
+
+class _LimitedBar(tqdm):
+    """A progress bar that loses patience."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.end = time.monotonic() + LIMIT
+
+    def __bool__(self) -> bool:
+        return True  # where a server does not say how much there is to come, too
+
+    def update(self, n: int = 1) -> None:
+        if time.monotonic() > self.end:
+            raise requests.Timeout(f"not complete after {LIMIT} s")
+        super().update(n)
 
 
 def _from_file(path: Path, scratch_dir: Path) -> Corpus:

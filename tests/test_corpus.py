@@ -1,5 +1,7 @@
+import contextlib
 import hashlib
 import http.server
+import math
 import threading
 
 import numpy as np
@@ -10,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+import bigram
 import data.sources
-from data import IGNORE, CharTokenizer, Corpus, UserError, consecutive_windows, load_corpus
+from data import IGNORE, CharTokenizer, Corpus, UserError, consecutive_windows, load_corpus, read_log
+from training import run
 
 
 def numbered(n_train: int, n_val: int = 100) -> Corpus:
@@ -161,6 +165,105 @@ def test_a_wrong_text_is_not_kept(server, no_proxy, tmp_path, capsys):
     assert corpus.name == "pydoc"
     assert list((tmp_path / "data").iterdir()) == []
     assert "WARNING" in capsys.readouterr().err
+
+
+def half(handler, raw):
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(raw)))
+    handler.end_headers()
+    handler.wfile.write(raw[: len(raw) // 2])
+
+
+def page(handler, raw):
+    handler.send_response(200)
+    handler.send_header("Content-Type", "text/html")
+    handler.end_headers()
+    handler.wfile.write(b"<html>Please log in</html>")
+
+
+def failure(handler, raw):
+    handler.send_error(503)
+
+
+def silence(handler, raw):
+    handler.server.over.wait()
+
+
+def silence_in_the_middle(handler, raw):
+    half(handler, raw)
+    handler.wfile.flush()
+    handler.server.over.wait()
+
+
+def a_trickle(handler, raw):
+    """Something, all the time, and never the end."""
+    handler.send_response(200)
+    handler.end_headers()
+    with contextlib.suppress(OSError):  # the other side hangs up
+        while not handler.server.over.is_set():
+            handler.wfile.write(raw)
+
+
+@pytest.mark.parametrize("answer", [half, page, failure, silence, silence_in_the_middle, a_trickle])
+def test_nothing_wrong_stays_of_a_failed_download(answer, no_proxy, tmp_path, monkeypatch, capsys, text):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer(self, text.encode("utf-8"))
+
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setattr(data.sources, "RETRIES", 1)
+    monkeypatch.setattr(data.sources, "TIMEOUT", 0.5)
+    monkeypatch.setattr(data.sources, "LIMIT", 1.0)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        httpd.over = threading.Event()
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        try:
+            corpus = load_corpus(data_dir=tmp_path, url=f"http://127.0.0.1:{httpd.server_port}/")
+        finally:
+            httpd.over.set()
+            httpd.shutdown()
+            thread.join()
+    assert corpus.name == "pydoc"
+    assert list(tmp_path.iterdir()) == []
+    assert "could not be fetched" in capsys.readouterr().err
+
+
+HOSTILE = {
+    "random bytes": (np.random.default_rng(0).bytes(10_000_000), "is not UTF-8 text"),
+    "one character": (b"a" * 10_000_000, None),
+    "line breaks": (b"\n" * 100_000, None),
+    "a BOM": (b"\xef\xbb\xbf" + b"to be or not to be\n" * 500, None),
+    "CRLF": (b"to be\r\nor not to be\r\n" * 500, None),
+    "beyond the BMP": (("to be 🎭 or not 𐍄𐍉 be 🏳️‍🌈\n" * 500).encode(), None),
+    "UTF-16": (("to be or not to be\n" * 500).encode("utf-16"), "is not UTF-8 text"),
+    "zeros": (b"\0" * 10_000, None),
+    "1,000 characters": ("".join(map(chr, range(0x4E00, 0x4E00 + 1_000))).encode(), None),
+}
+
+
+@pytest.mark.parametrize(("raw", "refusal"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_text_trains_or_is_refused_in_one_line(raw, refusal, tmp_path, capsys):
+    path = tmp_path / "text.txt"
+    path.write_bytes(raw)
+    n_characters = None if refusal else len(set(raw.decode("utf-8")))
+    places = ["--corpus", str(path), "--runs-dir", str(tmp_path / "runs"), "--loss-csv", str(tmp_path / "log.csv")]
+    arguments = [*places, "--device", "cpu", "--steps", "2", "--sample-length", "20"]
+    if refusal:
+        with pytest.raises(SystemExit) as stop:
+            run(bigram.LanguageModel, bigram.Config, arguments)
+        said = capsys.readouterr()
+        assert stop.value.code == 2 and said.out == "" and said.err.count("\n") == 1
+        assert refusal in said.err and not (tmp_path / "log.csv").exists()
+        return
+    run(bigram.LanguageModel, bigram.Config, arguments)
+    assert f"{n_characters} distinct" in capsys.readouterr().out
+    losses = read_log(tmp_path / "log.csv")["val_loss"]
+    assert len(losses) == 2 and losses.between(0, 3 + math.log(n_characters)).all()
+    if n_characters == 1:
+        assert (losses == 0).all()  # there is nothing to be wrong about
 
 
 def test_a_closed_network_means_the_offline_corpus_and_a_warning(tmp_path, no_proxy, monkeypatch, capsys):
