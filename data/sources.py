@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pooch
 import requests
 import torch
 from tqdm import tqdm
@@ -65,6 +64,8 @@ def load_corpus(which: str = "auto", *, data_dir: Path = DATA_DIR, url: str = UR
 
 def _fetch(data_dir: Path, url: str) -> None:
     """Download to a temporary file, check the hash, and only then move it to its place; all of it pooch's work."""
+    import pooch  # here, for whoever has the text needs none of it
+
     pooch.get_logger().setLevel("WARNING")  # the progress bar says enough
     fetcher = pooch.create(path=data_dir, base_url=url, registry={FILE: f"sha256:{SHA256}"}, retry_if_failed=RETRIES)
     with _LimitedBar(disable=not sys.stderr.isatty(), unit="B", unit_scale=True, desc=FILE) as bar:

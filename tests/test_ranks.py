@@ -89,6 +89,10 @@ def test_ranks_stop_together_and_one_process_goes_on(tmp_path, text_file, capsys
     assert f"going on after step {step} of 400" in capsys.readouterr().out
     rows = read_log(tmp_path / "log.csv")
     assert rows["step"].tolist() == [0, 400] and rows["run"].nunique() == 1
+    alone = tmp_path / "alone"
+    run(gpt.LanguageModel, gpt.Config, arguments(alone, text_file, "--steps", "400", "--eval-interval", "400"))
+    wanted = read_log(alone / "log.csv")["val_loss"].tolist()
+    assert rows["val_loss"].tolist() == pytest.approx(wanted, abs=1e-3)  # rounding, which 400 steps let grow
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import tempfile
@@ -13,10 +14,13 @@ import torch
 
 from data import UserError
 from training.config import TrainConfig
-from training.state import State
+from training.state import Evaluation, State
 
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.PickleError)
-KEYS = {"weights", "optimizer", "step", "seconds", "evaluation", "config", "facts"}
+
+LOSSES = {"step": int, "train_loss": float, "val_loss": float, "seconds": float}
+FACTS = {"run": str, "experiment": str, "seed": int, "steps": int, "parameters": int, "device": str, "precision": str}
+FACTS |= {"corpus_sha256": str, "commit": str, "torch": str, "alphabet": str, "threads": int}
 
 
 def check_folder(folder: Path) -> None:
@@ -37,10 +41,10 @@ def save_checkpoint(path: Path, state: State, config: TrainConfig, facts: dict) 
     """
     content = {
         "weights": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict() if state.step < config.steps else None,
+        "optimizer": state.optimizer.state_dict()["state"] if state.step < config.steps else None,
         "step": state.step,
         "seconds": state.seconds,
-        "evaluation": asdict(state.evaluation),
+        "evaluations": [asdict(evaluation) for evaluation in state.evaluations],
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
         "facts": facts,
     }
@@ -75,13 +79,31 @@ def load_checkpoint(path: Path) -> dict:
         raise UserError(f"there is no checkpoint {path}; train the rung first") from None
     except UNREADABLE as error:
         raise UserError(f"{path} is not a checkpoint of this project ({type(error).__name__}); train again") from None
-    if not (isinstance(content, dict) and content.keys() >= KEYS and _are_dicts(content["config"], content["facts"])):
+    if not _is_sound(content):
         raise UserError(f"{path} is not a checkpoint of this version of the project; train again")
     return content
 
 
-def _are_dicts(*values: object) -> bool:
-    return all(isinstance(value, dict) for value in values)
+def _is_sound(content: object) -> bool:
+    """Whether all that `save_checkpoint` writes is there, of its type and in its range."""
+    try:
+        steps, facts = content["facts"]["steps"], content["facts"]
+        evaluations, losses = content["evaluations"], [Evaluation(**row) for row in content["evaluations"]]
+        return (
+            all(isinstance(tensor, torch.Tensor) for tensor in content["weights"].values())
+            and all(isinstance(moments, dict) for moments in (content["optimizer"] or {}).values())
+            and (content["optimizer"] is None) == (content["step"] == steps)
+            and type(content["step"]) is int
+            and 0 <= content["step"] <= steps
+            and 0 <= float(content["seconds"]) < math.inf
+            and all(type(row[name]) is kind for row in evaluations for name, kind in LOSSES.items())
+            and all(math.isfinite(row.train_loss) and math.isfinite(row.val_loss) for row in losses)
+            and all(type(facts[name]) is kind for name, kind in FACTS.items())
+            and facts["run"].isprintable()
+            and isinstance(content["config"], dict)
+        )
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -64,6 +64,32 @@ def _one_line(box: str) -> str:
     return " ".join(rows[: rules[0] if rules else None]) + "; --help lists the flags"
 
 
+class _Unbreakable:
+    """A text stream whose reader may go away: a closed terminal, or the other end of a pipe, must not end a run."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def unbreakable_output():
+    """While inside, nothing that is printed can fail."""
+    with contextlib.redirect_stdout(_Unbreakable(sys.stdout)), contextlib.redirect_stderr(_Unbreakable(sys.stderr)):
+        yield
+
+
 @contextlib.contextmanager
 def errors_in_one_line():
     """What the user can mend ends the process with one line and status 2; Ctrl-C with one line and status 130."""
@@ -80,6 +106,8 @@ def errors_in_one_line():
         print("\nstopped; what was logged up to here stays", file=sys.stderr)
         raise SystemExit(130) from None
     except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are RuntimeErrors
+        if ranks.rank() > 0 and "gloo" in str(error):  # the first of them has said what is wrong
+            raise SystemExit(2) from None
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         print("error: out of memory; try a smaller --batch-size, --block-size or model", file=sys.stderr)

@@ -93,8 +93,9 @@ def changed_flags(config: TrainConfig) -> str:
 
 
 def all_flags(config: TrainConfig) -> list[str]:
-    """Every setting that is not the rung's own, word for word as it would be typed."""
-    own = type(config)()
+    """Every setting that is not the rung's own, or its recipe's, word for word as it would be typed."""
+    recipe = getattr(config, "recipe", None)
+    own = type(config)(**getattr(config, "RECIPES", {}).get(recipe, {}))
     changed = {field.name: getattr(config, field.name) for field in fields(config)}
     return [word for name, value in changed.items() if value != getattr(own, name) for word in flag(name, value)]
 
@@ -103,7 +104,7 @@ def flag(name: str, value) -> list[str]:
     typed = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{typed}" if value else f"--no-{typed}"]
-    return [f"--{typed}", str(value)]
+    return [f"--{typed}={value}"] if str(value).startswith("-") else [f"--{typed}", str(value)]
 
 
 def compared(config: TrainConfig) -> dict:

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like, as a wish that the loop grants between two steps."""
+"""Ctrl-C and its like: noted when they come, and obeyed between two steps, once the run is saved."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ def stop_on_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.number = number
         if ranks.rank() == 0:
-            # not print, which may have been interrupted in the middle of a line
-            os.write(2, b"\nstopping after this step, to save the run; Ctrl-C again stops it at once\n")
+            at_once = b"" if ranks.launched() else b"; Ctrl-C again stops it at once"
+            with contextlib.suppress(OSError):  # the terminal may be what has gone
+                # not print, which may have been interrupted in the middle of a line
+                os.write(2, b"\nstopping after this step or evaluation, to save the run" + at_once + b"\n")
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers

@@ -30,7 +30,7 @@ def train(
     model, optimizer, device = state.model, state.optimizer, corpus.train.device
     rows = sequences_at_once(device, config.block_size)
     losses = LossWatch(device)
-    if state.evaluation is None:
+    if not state.evaluations:
         yield evaluate(state, corpus, config)
     model.train()
 
@@ -73,5 +73,5 @@ def evaluate(state: State, corpus: Corpus, config: TrainConfig) -> Evaluation:
     """Both losses: of the whole validation split, and of as long a piece from the start of the train split."""
     seen = corpus.train[: len(corpus.val)]
     train_loss, val_loss = (exact_loss(state.model, ids, config.block_size) for ids in (seen, corpus.val))
-    state.evaluation = Evaluation(state.step, train_loss, val_loss, state.seconds)
-    return state.evaluation
+    state.evaluations.append(Evaluation(state.step, train_loss, val_loss, state.seconds))
+    return state.evaluations[-1]

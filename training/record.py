@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from data import Corpus, LossLog, UserError, read_log
 from training import ranks
@@ -23,7 +25,7 @@ WORTH_KEEPING = 120  # seconds of training; what took longer is not replaced una
 
 @dataclass
 class Record:
-    """Of one run. `config` may be replaced until the first evaluation, by one whose steps have been planned."""
+    """Of one run. Its checkpoint is locked from `open` or `planned` on until `close`, so that no other can have it."""
 
     experiment: str
     config: TrainConfig
@@ -33,6 +35,7 @@ class Record:
     run: str = ""
     logged: set[int] = field(default_factory=set)  # steps whose rows the log has
     unsaved: UserError | None = None  # why the latest state is not on disk, if it is not
+    lock: FileLock | None = None
 
     def __post_init__(self):
         self.run = self.run or run_name(self.experiment, self.config.seed)
@@ -66,17 +69,30 @@ class Record:
     def open(self, state: State) -> None:
         """Put `state` where the run was stopped, if it is to be resumed. Raises UserError for all that is in the way.
 
-        That may be a log or a folder that cannot be written to, no checkpoint or another run's, or one that would be
-        lost.
+        That may be a log or a folder that cannot be written to, no checkpoint or another run's, one that would be lost,
+        or one that another process is at.
         """
         if ranks.rank() == 0:
             LossLog(self.config.loss_csv).check()
             check_folder(self.config.runs_dir)
+        if not self.config.minutes:  # whose steps, and so whose checkpoint, are not known yet
+            self._claim()
         if self.config.resume:
-            self._go_on(resume(self.checkpoint, state, self.config, self.facts | self._alphabet()))
-            self._log(state.evaluation)
-        elif not self.config.minutes:  # whose steps, and so whose checkpoint, are not known yet
-            check_nothing_is_lost(self.checkpoint, WORTH_KEEPING)
+            self._go_on(resume(self.checkpoint, state, self.config, self._all_facts()))
+            self._log(state.evaluations)
+
+    def planned(self, config: TrainConfig) -> None:
+        """`config` is now what will be done. Raises UserError as `open` does."""
+        self.config = config
+        if self.lock is None:
+            self._claim()
+
+    def close(self) -> None:
+        """Let others have the checkpoint."""
+        if self.lock is not None and ranks.rank() == 0:
+            self.lock.release()
+            with contextlib.suppress(OSError):
+                Path(self.lock.lock_file).unlink()
 
     def keep(self, state: State) -> None:
         """Save `state`, just evaluated, and log its evaluation. Raises UserError where the log cannot be written.
@@ -84,48 +100,67 @@ class Record:
         The checkpoint comes first: of a run killed between the two, the row is logged when it is resumed. Losses that
         are not finite are kept in neither, and raised as UserError too.
         """
-        if not (math.isfinite(state.evaluation.train_loss) and math.isfinite(state.evaluation.val_loss)):
-            raise not_finite(state.evaluation.step)
+        last = state.evaluations[-1]
+        if not (math.isfinite(last.train_loss) and math.isfinite(last.val_loss)):
+            raise not_finite(last.step)
         self.save(state)
-        self._log(state.evaluation)
+        self._log([last])
 
     def save(self, state: State) -> None:
         """Write the checkpoint. Where that fails it is told, and the run goes on: `unsaved` says why."""
         if ranks.rank() > 0:
             return
         try:
-            save_checkpoint(self.checkpoint, state, self.config, self.facts | self._alphabet())
+            save_checkpoint(self.checkpoint, state, self.config, self._all_facts())
             self.unsaved = None
         except UserError as error:
             self.unsaved = error
             print(f"WARNING: {error}", file=sys.stderr)
 
-    def _log(self, evaluation: Evaluation) -> None:
-        """Add a row, unless it is there."""
-        if ranks.rank() > 0 or evaluation.step in self.logged:
-            return
-        LossLog(self.config.loss_csv).append(
-            self.facts
-            | {
-                "step": evaluation.step,
-                "train_loss": f"{evaluation.train_loss:.6f}",
-                "val_loss": f"{evaluation.val_loss:.6f}",
-                "tokens": evaluation.step * self.config.batch_size * self.config.block_size,
-                "seconds": f"{evaluation.seconds:.2f}",
-            }
-        )
-        self.logged.add(evaluation.step)
+    def _claim(self) -> None:
+        self.lock = FileLock(self.checkpoint.with_name(self.checkpoint.name + ".lock"), timeout=0)
+        if ranks.rank() == 0:
+            try:
+                self.lock.acquire()
+            except Timeout:
+                raise UserError(f"another process is training this very run ({self.checkpoint.name})") from None
+        if not self.config.resume:
+            check_nothing_is_lost(self.checkpoint, WORTH_KEEPING)
 
-    def _alphabet(self) -> dict:
-        return {"alphabet": "".join(self.corpus.tokenizer.chars)}
+    def _log(self, evaluations: list[Evaluation]) -> None:
+        """Add a row for each that has none."""
+        if ranks.rank() > 0:
+            return
+        for evaluation in evaluations:
+            if evaluation.step in self.logged:
+                continue
+            LossLog(self.config.loss_csv).append(
+                self.facts
+                | {
+                    "step": evaluation.step,
+                    "train_loss": f"{evaluation.train_loss:.6f}",
+                    "val_loss": f"{evaluation.val_loss:.6f}",
+                    "tokens": evaluation.step * self.config.batch_size * self.config.block_size,
+                    "seconds": f"{evaluation.seconds:.2f}",
+                }
+            )
+            self.logged.add(evaluation.step)
+
+    def _all_facts(self) -> dict:
+        """Those of the rows, and what else tells whether a checkpoint may be gone on from."""
+        more = {"alphabet": "".join(self.corpus.tokenizer.chars), "threads": torch.get_num_threads()}
+        return self.facts | more
 
     def _go_on(self, facts: dict) -> None:
         """As the run that `facts` are of. What differs now, but may, is told."""
         self.run = facts["run"]
-        for name in ("commit", "torch", "device", "precision"):
-            if facts[name] != self.facts[name]:
+        here = self._all_facts()
+        if self.config.precision == "auto" and facts["device"] == here["device"]:
+            self.precision = here["precision"] = facts["precision"]  # whichever would be faster today
+        for name in ("commit", "torch", "device", "precision", "threads"):
+            if facts[name] != here[name]:
                 print(
-                    f"WARNING: this run began with {name} {facts[name]}; now it is {self.facts[name]}", file=sys.stderr
+                    f"WARNING: this run began with {name} {facts[name]}, and goes on with {here[name]}", file=sys.stderr
                 )
         if self.config.loss_csv.exists():
             rows = read_log(self.config.loss_csv)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from data import UserError
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig, compared
@@ -33,15 +35,25 @@ def resume(path: Path, state: State, config: TrainConfig, facts: dict) -> dict:
     try:
         state.model.load_state_dict(content["weights"])
         if content["optimizer"] is not None:
-            state.optimizer.load_state_dict(content["optimizer"])
-        state.step, state.seconds = int(content["step"]), float(content["seconds"])
-        state.evaluation = Evaluation(**content["evaluation"])
+            _put_back(state.optimizer, content["optimizer"], content["step"])
+        state.step, state.seconds = content["step"], content["seconds"]
+        state.evaluations = [Evaluation(**evaluation) for evaluation in content["evaluations"]]
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"--resume: {path} does not fit this code: {reason}; leave out --resume to start anew"
         ) from None
     return content["facts"]
+
+
+def _put_back(optimizer: torch.optim.Optimizer, moments: dict, step: int) -> None:
+    """What AdamW remembers of each parameter, in the optimizer's own order. Raises ValueError for what does not fit."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in enumerate(parameters if step else []):  # before the first step it remembers nothing
+        shapes = {name: tuple(moments[number][name].shape) for name in ("exp_avg", "exp_avg_sq", "step")}
+        if shapes != {"exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape), "step": ()}:
+            raise ValueError(f"the optimizer's numbers of parameter {number} have the shapes {shapes}")
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
 def check_nothing_is_lost(path: Path, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import time
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from data import Corpus, UserError, load_corpus
 from training import ranks
-from training.cli import as_typed, errors_in_one_line, parse
+from training.cli import as_typed, errors_in_one_line, parse, unbreakable_output
 from training.config import TrainConfig
 from training.device import choose_device, choose_precision, describe, worth_compiling
 from training.device_check import check_device
@@ -45,7 +46,7 @@ def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluati
     """
     started = time.perf_counter()
     device = choose_device(config.device)
-    with ranks.joined(device):
+    with ranks.joined(device), unbreakable_output():
         return _train(language_model, config, device, started)
 
 
@@ -63,40 +64,40 @@ def _train(language_model: type[nn.Module], config: TrainConfig, device: torch.d
     parameters = sum(parameter.numel() for parameter in model.parameters())
     precision = ranks.same(choose_precision(config.precision, device, parameters))
     state = State.at_start(model, config)
-    record = Record(script.stem, config, corpus, parameters, precision)
-    record.open(state)
-    print(
-        f"{script.stem}: {parameters:,} parameters, {precision} on {describe(device)}, seed {config.seed}\n"
-        f"corpus {corpus.name}, sha256 {corpus.sha256[:12]}: {len(corpus.train):,} characters to train on, "
-        f"{len(corpus.val):,} to validate on, {corpus.tokenizer.vocab_size} distinct",
-        flush=True,
-    )
-    if device.type != TRUSTED and not config.skip_device_check:
-        check_device(model, corpus, config, precision)
-    if state.step < config.steps:
-        config = record.config = _plan(state, corpus, config, precision, started)
-    else:
-        print(f"this run finished with step {state.step:,}: nothing is left to train")
+    with contextlib.closing(Record(script.stem, config, corpus, parameters, precision)) as record:
+        record.open(state)
+        precision = record.precision  # a resumed run keeps its own
+        print(
+            f"{script.stem}: {parameters:,} parameters, {precision} on {describe(device)}, seed {config.seed}\n"
+            f"corpus {corpus.name}, sha256 {corpus.sha256[:12]}: {len(corpus.train):,} characters to train on, "
+            f"{len(corpus.val):,} to validate on, {corpus.tokenizer.vocab_size} distinct",
+            flush=True,
+        )
+        if device.type != TRUSTED and not config.skip_device_check:
+            check_device(model, corpus, config, precision)
+        if state.step == config.steps and state.evaluations:
+            print(f"this run finished with step {state.step:,}: nothing is left to train")
+        else:
+            config = _plan(state, corpus, config, precision, started)
+            record.planned(config)
 
-    with stop_on_signals() as stop, _progress(script.stem, state.step, config.steps) as bar:
-        for evaluation in train(state, corpus, config, precision, _steps(state.step, config.steps, bar, stop)):
-            if evaluation.step == 0:
-                bar.reset()  # its clock starts with the first step
-            bar.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
-            sys.stdout.flush()  # for whoever reads along through a pipe
-            record.keep(state)
-    if state.step < config.steps:
-        record.save(state)
-        _say_how_to_go_on(script, config, state, record)
-        raise SystemExit(stop.exit_status)
+        with stop_on_signals() as stop, _progress(script.stem, state.step, config.steps) as bar:
+            for evaluation in train(state, corpus, config, precision, _steps(state.step, config.steps, bar, stop)):
+                record.keep(state)
+                _tell(evaluation, bar)
+        if state.step < config.steps:
+            record.save(state)
+            _say_how_to_go_on(script, config, state, record)
+            raise SystemExit(stop.exit_status)
 
     if ranks.rank() == 0:
         print(f"\n{_sampled_text(model, corpus, config, prompt)}\n")
-    print(f"validation loss {state.evaluation.val_loss:.4f} after {state.seconds:.1f} s of training")
+    last = state.evaluations[-1]
+    print(f"validation loss {last.val_loss:.4f} after {last.seconds:.1f} s of training")
     print(f"logged in {config.loss_csv} as {record.run}; model saved as {record.checkpoint}")
     if record.unsaved:
         raise record.unsaved
-    return state.evaluation
+    return last
 
 
 def _plan(state: State, corpus: Corpus, config: TrainConfig, precision: str, started: float) -> TrainConfig:
@@ -117,7 +118,7 @@ def _plan(state: State, corpus: Corpus, config: TrainConfig, precision: str, sta
     if config.minutes:
         config = to_do = pace.fit(config, 60 * config.minutes - (time.perf_counter() - started))
     size = f"{config.batch_size} x {config.block_size} characters"
-    if state.evaluation:  # by this or an earlier process
+    if state.evaluations:  # by an earlier process
         print(f"going on after step {state.step:,} of {config.steps:,}, of {size} each", flush=True)
     else:
         print(f"{config.steps:,} steps of {size}; first, the untrained loss", flush=True)
@@ -131,6 +132,13 @@ def _progress(experiment: str, done: int, steps: int) -> tqdm:
     # and the rate is that of the whole run, for the evaluations to come take their time too
     pause = 0.1 if sys.stderr.isatty() else 5
     return tqdm(total=steps, initial=done, desc=experiment, unit="step", mininterval=pause, smoothing=0)
+
+
+def _tell(evaluation: Evaluation, bar: tqdm) -> None:
+    if evaluation.step == 0:
+        bar.reset()  # its clock starts with the first step
+    bar.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
+    sys.stdout.flush()  # for whoever reads along through a pipe
 
 
 def _steps(done: int, steps: int, bar: tqdm, stop: Stop) -> Iterator[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class State:
     optimizer: torch.optim.Optimizer
     step: int = 0  # updates done
     seconds: float = 0.0  # spent on them
-    evaluation: Evaluation | None = None  # the last one
+    evaluations: list[Evaluation] = field(default_factory=list)  # all so far
 
     @classmethod
     def at_start(cls, model: nn.Module, config: TrainConfig, *, compiled: bool = False) -> State:
