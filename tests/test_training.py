@@ -28,7 +28,14 @@ def trained(rung, corpus, config):
 
 
 def state_of(model, config) -> State:
-    return State(model, model, torch.optim.AdamW(model.parameters()), config.steps, 1.5, Evaluation(3, 2.0, 2.5, 1.0))
+    return State(model, model, torch.optim.AdamW(model.parameters()), config.steps, 1.5, [Evaluation(3, 2.0, 2.5, 1.0)])
+
+
+def facts_of(config, **more) -> dict:
+    """What a run knows about itself, as a checkpoint has to hold it."""
+    facts = {"run": "a run", "experiment": "rung", "seed": 0, "steps": config.steps, "parameters": 1, "device": "cpu"}
+    facts |= {"precision": "fp32", "corpus_sha256": "0", "commit": "0", "torch": "2", "alphabet": "ab", "threads": 1}
+    return facts | more
 
 
 @pytest.mark.parametrize("n", [9, 10, 16, 17, 18, 100])  # a window exactly, one more, one less, and many
@@ -177,7 +184,7 @@ def test_a_checkpoint_brings_the_model_back(rung, corpus, small, tmp_path):
     config = small(rung, steps=3)
     model, _ = trained(rung, corpus, config)
     path = tmp_path / "runs" / "model.pt"
-    save_checkpoint(path, state_of(model, config), config, {"alphabet": "".join(corpus.tokenizer.chars), "seed": 3})
+    save_checkpoint(path, state_of(model, config), config, facts_of(config, alphabet="".join(corpus.tokenizer.chars)))
     content = load_checkpoint(path)
     other = rung.LanguageModel(corpus.tokenizer.vocab_size, config)
     other.load_state_dict(content["weights"])
@@ -206,7 +213,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, capsys):
 def test_a_truncated_checkpoint_is_refused(corpus, small, tmp_path):
     config = small(pre_norm)
     path = tmp_path / "model.pt"
-    save_checkpoint(path, state_of(pre_norm.LanguageModel(30, config), config), config, {})
+    save_checkpoint(path, state_of(pre_norm.LanguageModel(30, config), config), config, facts_of(config))
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(UserError, match="not a checkpoint"):
         load_checkpoint(path)
@@ -218,7 +225,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(small, tmp_path, monkeypatch):
     config = small(pre_norm)
     path = tmp_path / "model.pt"
     state = state_of(pre_norm.LanguageModel(30, config), config)
-    save_checkpoint(path, state, config, {})
+    save_checkpoint(path, state, config, facts_of(config))
     before = path.read_bytes()
 
     def full(content, file):
@@ -227,7 +234,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="No space left"):
-        save_checkpoint(path, state, config, {})
+        save_checkpoint(path, state, config, facts_of(config))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
 
