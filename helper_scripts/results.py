@@ -43,11 +43,14 @@ class Results:
         return self.rows[self.rows["step"] == self.rows["steps"]]
 
 
-def load_results(loss_csv: Path, corpus: str | None = None, variants: bool = False) -> Results:
+def load_results(
+    loss_csv: Path, corpus: str | None = None, variants: bool = False, commit: str | None = None
+) -> Results:
     """Select from the log.
 
     corpus: its name in the log; the default is Tiny Shakespeare, or where that has no rows, the latest one.
     variants: keep runs with flags of their own too, each set of flags under a label of its own.
+    commit: keep runs of this one alone.
     Raises UserError for a log that is missing, damaged, or has nothing to show.
     """
     rows, left_out = read_log(loss_csv), []
@@ -68,6 +71,8 @@ def load_results(loss_csv: Path, corpus: str | None = None, variants: bool = Fal
         raise UserError(f"the loss log {loss_csv} has no run on the corpus {corpus}; it has {names}")
     keep(rows["corpus"] == corpus, f"on another corpus (--corpus shows them; here: {corpus})")
     keep(rows["corpus_sha256"] == rows["corpus_sha256"].iloc[-1], f"on another text of the name {corpus}")
+    if commit is not None:
+        keep(rows["commit"].str.startswith(commit), f"of other commits than {commit}")
     keep(rows["experiment"].isin(RUNGS), "of rungs that the ladder does not name (stages/__init__.py)")
     if not variants:
         keep(rows["flags"] == "", "with settings that are not their rung's own (--variants shows them)")

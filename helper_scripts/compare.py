@@ -1,0 +1,152 @@
+"""Say which of two sets of runs is better, if that can be said, and whether a run of one's own is normal.
+
+Without names: each rung against the one before it. With two: the second against the first. A set is a rung; a rung and
+its flags, in quotes ("feed_forward --n-layer 3"); or either with @COMMIT behind it, for a rung before and after a
+change.
+Runs are compared seed by seed, for those seeds that both have: all rungs see the same batches for the same seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import tyro
+from scipy import stats
+
+from data import LOSS_CSV, UserError, read_log
+from helper_scripts.results import load_results
+from training.cli import errors_in_one_line, parse
+
+CONFIDENCE = 0.95
+MOST_SEEDS = 1000  # if more than that would be needed, nobody will
+
+
+@dataclass(frozen=True)
+class Options:
+    sets: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # two sets of runs; none is the whole ladder
+    loss_csv: Path = LOSS_CSV  # the log to read
+    against: Path | None = None  # the log to take the second set from, if it is another
+    mine: Path | None = None  # a log of one's own, to hold against --loss-csv: is it normal?
+    corpus: str | None = None  # the corpus whose runs to compare; by default Tiny Shakespeare
+
+
+def main() -> None:
+    with errors_in_one_line():
+        options = parse(Options, description=__doc__)
+        if options.mine and (options.sets or options.against):
+            raise UserError("--mine takes no other sets: it holds every run of that log against those like it")
+        if options.mine:
+            lines = normal(read_log(options.mine), read_log(options.loss_csv))
+        elif not options.sets and not options.against:
+            lines = whole_ladder(options)
+        else:
+            lines = [two_sets(options)]
+        print("\n".join(lines))
+
+
+def two_sets(options: Options) -> str:
+    if len(options.sets) == 1 and options.against:
+        names = options.sets * 2
+    elif len(options.sets) == 2:
+        names = options.sets
+    else:
+        raise UserError(f"two sets are compared, not {len(options.sets)}; name two, or one and --against LOG")
+    one = final_losses(options.loss_csv, names[0], options.corpus)
+    other = final_losses(options.against or options.loss_csv, names[1], options.corpus)
+    if names[0] == names[1]:
+        names = (f"{names[0]} of {options.loss_csv.name}", f"{names[1]} of {options.against.name}")
+    return verdict(*names, one, other)
+
+
+def whole_ladder(options: Options) -> list[str]:
+    """A verdict on every rung that has runs, against the one before that has."""
+    results = load_results(options.loss_csv, options.corpus)
+    losses = {label: _by_seed(results.final(), label) for label in results.order}
+    verdicts = [verdict(one, other, losses[one], losses[other]) for one, other in itertools.pairwise(results.order)]
+    return [*verdicts, *results.left_out]
+
+
+def final_losses(loss_csv: Path, name: str, corpus: str | None) -> pd.Series:
+    """The final validation losses of a set, by seed. Raises UserError for a set that the log does not have."""
+    label, at, commit = name.partition("@")
+    results = load_results(loss_csv, corpus, variants=True, commit=commit if at else None)
+    if label not in results.order:
+        raise UserError(f"{loss_csv} has no finished runs of {name!r}; it has {', '.join(results.order)}")
+    return _by_seed(results.final(), label)
+
+
+def verdict(name: str, other_name: str, one: pd.Series, other: pd.Series) -> str:
+    """A sentence on whether `other` is better than `one`, two sets of losses by seed, from their paired differences."""
+    difference = (other - one).dropna()
+    n = len(difference)
+    alone = sorted(set(one.index) ^ set(other.index))
+    left_out = f"; left out seeds that only one of them has: {', '.join(map(str, alone))}" if alone else ""
+    if n < 2:
+        seeds = f"{n} common seed" + "s" * (n != 1)
+        return f"{other_name} against {name}: {seeds}, from which nothing can be said{left_out}"
+    mean = difference.mean()
+    low, high = stats.ttest_rel(other[difference.index], one[difference.index]).confidence_interval(CONFIDENCE)
+    figures = f"{mean:+.4f} (95%: {low:+.4f} to {high:+.4f}, n = {n} seeds)"
+    if low <= 0 <= high:
+        needed = seeds_that_would_tell(mean, difference.std())
+        more = (
+            f"if the difference is real, some {needed} seeds would tell" if needed else "no number of seeds would tell"
+        )
+        return f"{other_name} and {name} cannot be told apart: {figures}; {more}{left_out}"
+    return f"{other_name} is {'better' if mean < 0 else 'worse'} than {name}: {figures}{left_out}"
+
+
+def seeds_that_would_tell(mean: float, deviation: float) -> int | None:
+    """The smallest number of seeds whose interval would exclude zero, if mean and deviation stayed as they are."""
+    for n in range(2, MOST_SEEDS + 1):
+        if stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * deviation / math.sqrt(n) < abs(mean):
+            return n
+    return None
+
+
+def normal(mine: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
+    """A line for each finished run of `mine`: where its loss lies among those of the same rung, text and settings."""
+    theirs = theirs[(theirs["step"] == theirs["steps"]) & ~theirs["run"].isin(mine["run"])]
+    lines, unfinished = [], 0
+    for _, rows in mine.groupby("run", sort=False):
+        last = rows.iloc[-1]
+        if last["step"] != last["steps"]:
+            unfinished += 1
+            continue
+        name = f"{last['experiment']} {last['flags']}".strip() + f", seed {last['seed']}: {last['val_loss']:.4f}"
+        alike = theirs[
+            (theirs[["experiment", "config", "corpus_sha256"]] == last[["experiment", "config", "corpus_sha256"]]).all(
+                axis=1
+            )
+        ]
+        lines.append(f"{name}; {_among(last['val_loss'], alike['val_loss'])}")
+    if unfinished:
+        lines.append(f"left out {unfinished} run{'s' * (unfinished > 1)} that did not finish")
+    return lines or ["there is no run in it"]
+
+
+def _among(loss: float, losses: pd.Series) -> str:
+    """What to think of `loss`, given those of runs alike: it is normal where 95% of further ones would lie."""
+    n = len(losses)
+    if n < 2:
+        return f"nothing to hold it against: {n} run{'s' * (n != 1)} of that rung, text and settings"
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * losses.std() * math.sqrt(1 + 1 / n)
+    figures = (
+        f"{losses.min():.4f} to {losses.max():.4f} in {n} runs, where {losses.mean():.4f} ± {reach:.4f} is expected"
+    )
+    if abs(loss - losses.mean()) <= reach:
+        return f"normal: {figures}"
+    return f"{'higher' if loss > losses.mean() else 'lower'} than it should be: {figures}"
+
+
+def _by_seed(final: pd.DataFrame, label: str) -> pd.Series:
+    return final[final["label"] == label].set_index("seed")["val_loss"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Verdicts on runs: against scipy's own interval, a power computed by simulation, and sentences that a user reads."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from data import LossLog
+from data.loss_log import COLUMNS
+from helper_scripts import compare
+from helper_scripts.compare import normal, seeds_that_would_tell, verdict
+
+
+def losses(*values, first=0) -> pd.Series:
+    return pd.Series(values, index=range(first, first + len(values)), dtype=float)
+
+
+def row(**values) -> dict:
+    base = {name: {str: "", int: 5, float: 1.0}[kind] for name, kind in COLUMNS.items()}
+    base |= {"corpus": "tinyshakespeare", "corpus_sha256": "ab", "precision": "fp32", "config": "c"}
+    return base | {"run": f"{values['experiment']}{values['seed']}{values.get('commit', '')}"} | values
+
+
+@pytest.fixture
+def logged(tmp_path):
+    def write(name: str, rows: list[dict]):
+        log = LossLog(tmp_path / name)
+        for values in rows:
+            log.append(values)
+        return log.path
+
+    return write
+
+
+def test_the_interval_is_that_of_paired_differences():
+    rng = np.random.default_rng(0)
+    one, noise = rng.normal(2.0, 0.1, 6), rng.normal(-0.05, 0.01, 6)
+    said = verdict("a", "b", losses(*one), losses(*(one + noise)))
+    half = stats.t.ppf(0.975, 5) * noise.std(ddof=1) / np.sqrt(6)
+    assert said.startswith("b is better than a: ")
+    assert f"{noise.mean():+.4f} (95%: {noise.mean() - half:+.4f} to {noise.mean() + half:+.4f}, n = 6 seeds)" in said
+    assert "b is worse than a" in verdict("a", "b", losses(*(one + noise)), losses(*one))
+
+
+def test_pairs_tell_what_means_cannot():
+    """Seeds that differ by far more than the two rungs do, but for both rungs alike."""
+    one = losses(2.0, 2.2, 2.4, 2.6, 2.8)
+    other = one - losses(0.010, 0.011, 0.009, 0.010, 0.010)
+    assert stats.ttest_ind(one, other).pvalue > 0.9
+    assert "is better" in verdict("a", "b", one, other)
+
+
+def test_what_cannot_be_told_says_how_many_seeds_would():
+    said = verdict("a", "b", losses(2.0, 2.0, 2.0, 2.0), losses(2.03, 1.98, 2.02, 1.98))
+    assert "cannot be told apart" in said and "seeds would tell" in said
+    n = seeds_that_would_tell(0.5, 1.0)
+    for seeds, tells in ((n, True), (n - 1, False)):
+        sample = np.concatenate([np.full(seeds // 2, 1.0), np.full(seeds // 2, -1.0), np.zeros(seeds % 2)])
+        sample = 0.5 + sample / sample.std(ddof=1)  # of mean 0.5 and deviation 1 exactly
+        low, _ = stats.ttest_1samp(sample, 0).confidence_interval(0.95)
+        assert (low > 0) == tells
+    assert seeds_that_would_tell(1e-9, 1.0) is None
+
+
+def test_seeds_that_one_lacks_are_named_and_few_are_too_few():
+    said = verdict("a", "b", losses(2.0, 2.1, 2.2), losses(1.9, 2.01, 2.5, first=1))
+    assert "n = 2 seeds" in said and "only one of them has: 0, 3" in said
+    assert "from which nothing can be said" in verdict("a", "b", losses(2.0), losses(1.0))
+    assert "0 common seeds" in verdict("a", "b", losses(2.0), losses(1.0, first=5))
+
+
+def run(monkeypatch, capsys, *args) -> str:
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, args)])
+    compare.main()
+    return capsys.readouterr().out
+
+
+def test_the_ladder_rung_by_rung(logged, monkeypatch, capsys):
+    rows = [
+        row(experiment=rung, seed=seed, val_loss=loss + 0.001 * seed**2 * (k - 1))
+        for k, (rung, loss) in enumerate((("bigram", 2.5), ("multi_head", 2.2), ("residual", 2.2)))
+        for seed in range(3)
+    ]
+    rows.append(row(experiment="gpt", seed=0, val_loss=1.0, step=1))  # did not finish
+    said = run(monkeypatch, capsys, "--loss-csv", logged("log.csv", rows)).splitlines()
+    assert said[0].startswith("multi_head is better than bigram: ")
+    assert said[1].startswith("residual and multi_head cannot be told apart: ")
+    assert said[2:] == ["left out 1 run that did not finish"]
+
+
+def test_a_rung_before_and_after_a_change(logged, monkeypatch, capsys):
+    rows = [
+        row(experiment="residual", seed=seed, commit=commit, val_loss=loss + 0.01 * seed)
+        for commit, loss in (("aaaa", 2.1), ("bbbb", 2.0))
+        for seed in range(4)
+    ]
+    rows[0]["val_loss"] += 0.001
+    path = logged("log.csv", rows)
+    said = run(monkeypatch, capsys, "residual@aaaa", "residual@bbbb", "--loss-csv", path)
+    assert said.startswith("residual@bbbb is better than residual@aaaa: -0.1003")
+    other = logged("other.csv", rows[:4])
+    said = run(monkeypatch, capsys, "residual", "--loss-csv", path, "--against", other)
+    assert "residual of other.csv is worse than residual of log.csv" in said
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["residual"], "two sets are compared"),
+        (["residual", "nope"], "no finished runs of 'nope'; it has residual"),
+        (["residual", "residual", "residual"], "two sets are compared"),
+        (["residual", "--mine", "x"], "--mine takes no other sets"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(args, words, logged, monkeypatch, capsys):
+    path = logged("log.csv", [row(experiment="residual", seed=0, val_loss=2.0)])
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, capsys, *args, "--loss-csv", path)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+def test_is_my_run_normal(logged, monkeypatch, capsys):
+    theirs = [row(experiment="residual", seed=s, val_loss=2.0 + 0.01 * s) for s in range(5)]
+    mine = [
+        row(experiment="residual", seed=9, val_loss=2.03),
+        row(experiment="residual", seed=10, val_loss=2.30),
+        row(experiment="residual", seed=11, val_loss=1.50),
+        row(experiment="residual", seed=12, val_loss=2.03, corpus_sha256="other"),
+        row(experiment="residual", seed=13, val_loss=2.03, config="other", flags="--steps 9"),
+        row(experiment="residual", seed=14, val_loss=2.03, step=4),
+    ]
+    reach = stats.t.ppf(0.975, 4) * np.std([0, 0.01, 0.02, 0.03, 0.04], ddof=1) * np.sqrt(1.2)
+    said = run(monkeypatch, capsys, "--mine", logged("mine.csv", mine), "--loss-csv", logged("theirs.csv", theirs))
+    lines = said.splitlines()
+    assert "residual, seed 9: 2.0300; normal: 2.0000 to 2.0400 in 5 runs" in lines[0]
+    assert f"2.0200 ± {reach:.4f}" in lines[0]
+    assert "higher than it should be" in lines[1] and "lower than it should be" in lines[2]
+    assert "nothing to hold it against: 0 runs" in lines[3] and "nothing to hold it against" in lines[4]
+    assert lines[4].startswith("residual --steps 9, seed 13")
+    assert lines[5] == "left out 1 run that did not finish"
+
+
+def test_one_in_twenty_normal_runs_is_not_called_normal():
+    rng = np.random.default_rng(1)
+    named = 0
+    for _ in range(400):
+        theirs = pd.DataFrame([row(experiment="a", seed=s, val_loss=rng.normal(2, 0.01)) for s in range(5)])
+        mine = pd.DataFrame([row(experiment="a", seed=9, val_loss=rng.normal(2, 0.01))])
+        named += "normal:" not in normal(mine, theirs)[0]
+    assert 0.02 < named / 400 < 0.09
