@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,23 @@ def small():
         return module.Config(**{name: value for name, value in wanted.items() if hasattr(own, name)})
 
     return make
+
+
+@pytest.fixture
+def usual_signals():
+    """Ctrl-C and its like as in a terminal, for this process and its children, however the tests were started.
+
+    In the background, or under nohup, a process is born deaf to some of them, and so are its children.
+    """
+    usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    before = {}
+    for name, handler in usual.items():
+        if hasattr(signal, name):
+            number = getattr(signal, name)
+            before[number] = signal.signal(number, handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

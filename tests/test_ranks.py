@@ -18,6 +18,8 @@ from training import ranks, run
 from training.checkpoint import load_checkpoint
 from training.device import choose_device
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 # batches of 96 sequences of 64, so that a rank's 48 are more than a CPU takes at once: parts of unequal size
 SIZES = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "64", "--batch-size", "96"]
 SETTINGS = [*SIZES, "--dropout", "0", "--eval-interval", "3", "--learning-rate", "1e-2", "--sample-length", "20"]

@@ -29,6 +29,8 @@ if os.name == "posix":
     import fcntl
     import termios
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
 SIZES = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "8", "--batch-size", "2"]
 # an evaluation every 4 of 12 steps, with dropout, a warm-up and a falling learning rate, all of which have to go on
 SETTINGS = [*SIZES, "--steps", "12", "--eval-interval", "4", "--sample-length", "5", "--device", "cpu"]
