@@ -82,23 +82,31 @@ def final_losses(loss_csv: Path, name: str, corpus: str | None) -> pd.Series:
 
 def verdict(name: str, other_name: str, one: pd.Series, other: pd.Series) -> str:
     """A sentence on whether `other` is better than `one`, two sets of losses by seed, from their paired differences."""
-    difference = (other - one).dropna()
-    n = len(difference)
+    n = len(one.index.intersection(other.index))
     alone = sorted(set(one.index) ^ set(other.index))
     left_out = f"; left out seeds that only one of them has: {', '.join(map(str, alone))}" if alone else ""
     if n < 2:
         seeds = f"{n} common seed" + "s" * (n != 1)
         return f"{other_name} against {name}: {seeds}, from which nothing can be said{left_out}"
-    mean = difference.mean()
-    low, high = stats.ttest_rel(other[difference.index], one[difference.index]).confidence_interval(CONFIDENCE)
+    mean, low, high, n = paired(one, other)
     figures = f"{mean:+.4f} (95%: {low:+.4f} to {high:+.4f}, n = {n} seeds)"
     if low <= 0 <= high:
-        needed = seeds_that_would_tell(mean, difference.std())
+        needed = seeds_that_would_tell(mean, (other - one).std())
         more = (
             f"if the difference is real, some {needed} seeds would tell" if needed else "no number of seeds would tell"
         )
         return f"{other_name} and {name} cannot be told apart: {figures}; {more}{left_out}"
     return f"{other_name} is {'better' if mean < 0 else 'worse'} than {name}: {figures}{left_out}"
+
+
+def paired(one: pd.Series, other: pd.Series) -> tuple[float, float, float, int]:
+    """Mean of `other` - `one` over the seeds that both have, the ends of its 95% interval, and their number.
+
+    The interval is Student's, for paired differences: not a number for a single seed.
+    """
+    seeds = one.index.intersection(other.index)
+    low, high = stats.ttest_rel(other[seeds], one[seeds]).confidence_interval(CONFIDENCE)
+    return (other[seeds] - one[seeds]).mean(), low, high, len(seeds)
 
 
 def seeds_that_would_tell(mean: float, deviation: float) -> int | None:

@@ -12,7 +12,7 @@ from stages import LADDER
 from training.cli import errors_in_one_line, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- ladder table: begin -->", "<!-- ladder table: end -->"
+NAME = "ladder table"  # of the markers: <!-- ladder table: begin --> and <!-- ladder table: end -->
 
 # The final losses that the original write-up reports for these stages, each one sampled estimate of one run.
 WRITE_UP = {
@@ -43,7 +43,7 @@ def main() -> None:
         if options.write is None:
             print(table)
         else:
-            write_between_markers(options.write, table)
+            write_between_markers(options.write, table, NAME)
             print(f"wrote the table of {len(results.order)} rungs into {options.write}")
         print(*results.left_out, sep="\n", end="\n" if results.left_out else "")
 
@@ -80,17 +80,18 @@ def describe(rung: str) -> str:
     return docstring.partition("\n")[0].partition(": ")[2].rstrip(".")
 
 
-def write_between_markers(path: Path, table: str) -> None:
-    """Replace what stands between the markers. Raises UserError where the file or a marker is missing."""
+def write_between_markers(path: Path, table: str, name: str) -> None:
+    """Replace what stands between the markers of that name. Raises UserError where the file or a marker is missing."""
+    opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}; name a Markdown file with --write") from None
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
     if not (begin and end):
-        raise UserError(f"{path} lacks the lines {BEGIN} and {END}; put them where the table is to go")
-    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8", newline="\n")
+        raise UserError(f"{path} lacks the lines {opening} and {closing}; put them where the table is to go")
+    path.write_text(f"{before}{opening}\n{table}\n{closing}{after}", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 from data import read_log
 from data.loss_log import COLUMNS
-from helper_scripts import benchmark, ladder_table, plot_loss, run_ladder
+from helper_scripts import benchmark, controls, ladder_table, plot_loss, run_ladder
+from helper_scripts.compare import final_losses
 from helper_scripts.results import RUNGS, load_results
 from training import run
 from training.checkpoint import load_checkpoint
@@ -84,7 +85,7 @@ def shortened(command: str, folder: Path, text_file: Path) -> list[str]:
         words += ["--rounds", "0"]  # a step of the plain reference takes as long as all else here
     elif name == "compare":
         pass  # it only reads
-    elif name == "ladder_table":
+    elif name in ("ladder_table", "controls"):
         shutil.copy(ROOT / "README.md", folder / "README.md")
     else:
         raise ValueError(f"nothing here keeps {command} from writing into the project")
@@ -348,7 +349,7 @@ def test_other_settings_are_rows_of_their_own_on_request(log, capsys, monkeypatc
 
 def test_the_table_goes_between_the_markers(log, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{ladder_table.BEGIN}\nold\n{ladder_table.END}\nafter\n", encoding="utf-8")
+    page.write_text("before\n<!-- ladder table: begin -->\nold\n<!-- ladder table: end -->\nafter\n", encoding="utf-8")
     command = ["ladder_table", "--loss-csv", str(log), "--corpus", "words.txt", "--write", str(page)]
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", command)
@@ -362,7 +363,7 @@ def test_the_table_goes_between_the_markers(log, tmp_path, monkeypatch):
     assert page.read_text(encoding="utf-8") == "no markers"
 
 
-def test_readmes_table_is_the_committed_logs(tmp_path):
+def test_readmes_tables_are_the_committed_logs(tmp_path):
     """Of what is committed: a run of one's own joins the log, and need not be in README."""
 
     def committed(path):
@@ -376,6 +377,8 @@ def test_readmes_table_is_the_committed_logs(tmp_path):
     table = ladder_table.markdown_table(load_results(log))
     assert len(table.splitlines()) >= 2 + 8
     assert table in committed("README.md")
+    corners = {corner: final_losses(log, label, None) for corner, label in controls.CORNERS.items()}
+    assert controls.two_by_two(corners) in committed("README.md")
 
 
 def test_the_plot_has_ink_in_every_panel(log, tmp_path, monkeypatch, capsys):

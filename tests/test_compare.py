@@ -11,7 +11,7 @@ from scipy import stats
 
 from data import LossLog
 from data.loss_log import COLUMNS
-from helper_scripts import compare
+from helper_scripts import compare, controls
 from helper_scripts.compare import normal, seeds_that_would_tell, verdict
 
 
@@ -154,3 +154,24 @@ def test_one_in_twenty_normal_runs_is_not_called_normal():
         mine = pd.DataFrame([row(experiment="a", seed=9, val_loss=rng.normal(2, 0.01))])
         named += "normal:" not in normal(mine, theirs)[0]
     assert 0.02 < named / 400 < 0.09
+
+
+def test_the_controls_by_hand(logged, monkeypatch, capsys):
+    """Depth alone costs 0.1, skips alone gain 0.1, and both together 0.3."""
+    corners = {"": 2.2, "--n-layer 3": 2.3}, {"--n-layer 1": 2.1, "": 1.9}
+    rows = [
+        row(experiment=rung, flags=flags, seed=seed, config=flags, val_loss=loss + 0.01 * seed, commit=flags)
+        for rung, losses_ in zip(("feed_forward", "residual"), corners, strict=True)
+        for flags, loss in losses_.items()
+        for seed in range(3)
+    ]
+    for k in (0, 9):  # 2.203 in place of 2.2 and 1.903 in place of 1.9, so that differences differ
+        rows[k]["val_loss"] += 0.003
+    monkeypatch.setattr(sys, "argv", ["controls.py", "--loss-csv", str(logged("log.csv", rows))])
+    controls.main()
+    said = capsys.readouterr().out.splitlines()
+    half = stats.t.ppf(0.975, 2) * np.std([0.097, 0.1, 0.1], ddof=1) / np.sqrt(3)
+    assert said[2].startswith("| no skips | **2.211** ± 0.009 (n = 3) | **2.310** ± 0.010 (n = 3) | +0.099 (")
+    assert f"({0.099 - half:+.3f} to {0.099 + half:+.3f}, n = 3)" in said[2]
+    assert said[3].startswith("| skips | **2.110** ± 0.010 (n = 3) | **1.911** ± 0.009 (n = 3) | -0.199 (")
+    assert said[4].startswith("| what skips change | -0.101 (")
