@@ -68,7 +68,7 @@ def shortened(command: str, folder: Path, text_file: Path) -> list[str]:
     words = shlex.split(command)
     several = [words.pop(1), "--standalone"] if words[0] == "torchrun" else []
     words[0] = sys.executable
-    words = [str(ROOT / word) if word.endswith(".py") else word for word in words]
+    words = [str(ROOT / word) if word.endswith((".py", ".csv")) else word for word in words]
     name = words[2].rpartition(".")[2] if words[1] == "-m" else Path(words[1]).stem
     words = [str(text_file) if word == "my_text.txt" else word for word in words]
     corpus = [] if "--corpus" in words else ["--corpus", str(text_file)]
