@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, and two threads each would only wait
 
 import pytest
 import torch
