@@ -64,6 +64,15 @@ def test_two_ranks_train_as_one_process_does(alone, tmp_path, text_file):
         assert said.count(line) == 1  # rank 0 alone speaks
 
 
+def test_ranks_agree_on_what_each_measures_for_itself(tmp_path, text_file):
+    """How many steps fit into given minutes: one too many on one of them, and it would wait for the others for ever."""
+    with torchrun(2, arguments(tmp_path, text_file, "--minutes", "0.1", "--batch-size", "8")) as process:
+        _, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    last = read_log(tmp_path / "log.csv").iloc[-1]
+    assert last["step"] == last["steps"] > 0
+
+
 def test_a_batch_that_does_not_divide_is_an_error_before_anything_is_done(tmp_path, text_file):
     with torchrun(2, arguments(tmp_path, text_file, "--steps", "8", "--batch-size", "7")) as process:
         said, complaints = process.communicate()

@@ -254,10 +254,10 @@ def test_a_killed_run_ends_as_if_nothing_had_been(kill, whole, tmp_path, text_fi
 
 
 def test_two_processes_do_not_train_one_run(tmp_path, text_file, at_step, capsys):
-    at_step(6, lambda: statuses.append(stopped(tmp_path, text_file)))  # the same command, meanwhile
+    at_step(6, lambda: statuses.extend(stopped(tmp_path, text_file) for _ in range(2)))  # the same, meanwhile
     statuses = []
     go(tmp_path, text_file)
-    assert statuses == [2]
+    assert statuses == [2, 2]
     assert "another process is training this very run" in capsys.readouterr().err
     assert read_log(tmp_path / "log.csv")["run"].nunique() == 1
 

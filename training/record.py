@@ -118,12 +118,13 @@ class Record:
             print(f"WARNING: {error}", file=sys.stderr)
 
     def _claim(self) -> None:
-        self.lock = FileLock(self.checkpoint.with_name(self.checkpoint.name + ".lock"), timeout=0)
+        lock = FileLock(self.checkpoint.with_name(self.checkpoint.name + ".lock"), timeout=0)
         if ranks.rank() == 0:
             try:
-                self.lock.acquire()
+                lock.acquire()
             except Timeout:
                 raise UserError(f"another process is training this very run ({self.checkpoint.name})") from None
+        self.lock = lock
         if not self.config.resume:
             check_nothing_is_lost(self.checkpoint, WORTH_KEEPING)
 

@@ -85,8 +85,9 @@ def _train(language_model: type[nn.Module], config: TrainConfig, device: torch.d
             for evaluation in train(state, corpus, config, precision, _steps(state.step, config.steps, bar, stop)):
                 record.keep(state)
                 _tell(evaluation, bar)
+            if state.step < config.steps:
+                record.save(state)
         if state.step < config.steps:
-            record.save(state)
             _say_how_to_go_on(script, config, state, record)
             raise SystemExit(stop.exit_status)
 
@@ -107,16 +108,16 @@ def _plan(state: State, corpus: Corpus, config: TrainConfig, precision: str, sta
     """
     model, device = state.model, corpus.train.device
     to_do = replace(config, steps=config.steps - state.step)
-    pace = measure_pace(model, corpus, config, precision)
+    pace = ranks.same(measure_pace(model, corpus, config, precision))
     if worth_compiling(device, 60 * config.minutes or pace.seconds(to_do)):
         print("compiling, which takes a minute", flush=True)
         try:
-            pace = measure_pace(model, corpus, config, precision, compiled=True)
+            pace = ranks.same(measure_pace(model, corpus, config, precision, compiled=True))
             state.forward = torch.compile(state.forward)
         except torch._dynamo.exc.TorchDynamoException as error:  # for want of a C compiler, say
             print(f"WARNING: compiling failed ({type(error).__name__}); going on without it, slower", file=sys.stderr)
     if config.minutes:
-        config = to_do = pace.fit(config, 60 * config.minutes - (time.perf_counter() - started))
+        config = to_do = ranks.same(pace.fit(config, 60 * config.minutes - (time.perf_counter() - started)))
     size = f"{config.batch_size} x {config.block_size} characters"
     if state.evaluations:  # by an earlier process
         print(f"going on after step {state.step:,} of {config.steps:,}, of {size} each", flush=True)
