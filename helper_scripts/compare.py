@@ -118,8 +118,8 @@ def seeds_that_would_tell(mean: float, deviation: float) -> int | None:
 
 
 def normal(mine: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
-    """A line for each finished run of `mine`: where its loss lies among those of the same rung, text and settings."""
-    theirs = theirs[(theirs["step"] == theirs["steps"]) & ~theirs["run"].isin(mine["run"])]
+    """A line for each finished run of `mine`: where its loss lies among the others of its rung, text and settings."""
+    theirs = theirs[theirs["step"] == theirs["steps"]]
     lines, unfinished = [], 0
     for _, rows in mine.groupby("run", sort=False):
         last = rows.iloc[-1]
@@ -127,11 +127,9 @@ def normal(mine: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
             unfinished += 1
             continue
         name = f"{last['experiment']} {last['flags']}".strip() + f", seed {last['seed']}: {last['val_loss']:.4f}"
-        alike = theirs[
-            (theirs[["experiment", "config", "corpus_sha256"]] == last[["experiment", "config", "corpus_sha256"]]).all(
-                axis=1
-            )
-        ]
+        alike = theirs[theirs["run"] != last["run"]]  # where both logs have the run
+        for column in ("experiment", "config", "corpus_sha256"):
+            alike = alike[alike[column] == last[column]]
         lines.append(f"{name}; {_among(last['val_loss'], alike['val_loss'])}")
     if unfinished:
         lines.append(f"left out {unfinished} run{'s' * (unfinished > 1)} that did not finish")

@@ -125,7 +125,7 @@ def test_what_cannot_be_compared_is_said_in_one_line(args, words, logged, monkey
     assert words in said and said.count("\n") == 1
 
 
-def test_is_my_run_normal(logged, monkeypatch, capsys):
+def test_is_my_run_normal(logged, tmp_path, monkeypatch, capsys):
     theirs = [row(experiment="residual", seed=s, val_loss=2.0 + 0.01 * s) for s in range(5)]
     mine = [
         row(experiment="residual", seed=9, val_loss=2.03),
@@ -138,6 +138,8 @@ def test_is_my_run_normal(logged, monkeypatch, capsys):
     reach = stats.t.ppf(0.975, 4) * np.std([0, 0.01, 0.02, 0.03, 0.04], ddof=1) * np.sqrt(1.2)
     said = run(monkeypatch, capsys, "--mine", logged("mine.csv", mine), "--loss-csv", logged("theirs.csv", theirs))
     lines = said.splitlines()
+    itself = run(monkeypatch, capsys, "--mine", tmp_path / "theirs.csv", "--loss-csv", tmp_path / "theirs.csv")
+    assert itself.count("normal: ") == 5 and itself.count("in 4 runs") == 5  # each against the others
     assert "residual, seed 9: 2.0300; normal: 2.0000 to 2.0400 in 5 runs" in lines[0]
     assert f"2.0200 ± {reach:.4f}" in lines[0]
     assert "higher than it should be" in lines[1] and "lower than it should be" in lines[2]
