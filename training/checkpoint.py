@@ -48,13 +48,12 @@ def save_checkpoint(path: Path, state: State, config: TrainConfig, facts: dict) 
         "config": {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()},
         "facts": facts,
     }
-    aside = None
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         check_folder(path.parent)
         for left in path.parent.glob(f"{path.name}*.tmp"):  # by a process that was killed in the middle of this
             left.unlink(missing_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as file:
-            aside = Path(file.name)
+        with aside.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
@@ -66,9 +65,8 @@ def save_checkpoint(path: Path, state: State, config: TrainConfig, facts: dict) 
             f"cannot write the checkpoint {path}: {reason}; choose another folder with --runs-dir"
         ) from None
     finally:
-        if aside is not None:
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)  # gone already where all went well
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)  # gone already where all went well
 
 
 def load_checkpoint(path: Path) -> dict:
