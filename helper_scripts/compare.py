@@ -19,7 +19,7 @@ import tyro
 from scipy import stats
 
 from data import LOSS_CSV, UserError, read_log
-from helper_scripts.results import load_results
+from helper_scripts.results import Results, load_results
 from training.cli import errors_in_one_line, parse
 
 CONFIDENCE = 0.95
@@ -45,39 +45,53 @@ def main() -> None:
         elif not options.sets and not options.against:
             lines = whole_ladder(options)
         else:
-            lines = [two_sets(options)]
+            lines = two_sets(options)
         print("\n".join(lines))
 
 
-def two_sets(options: Options) -> str:
+def two_sets(options: Options) -> list[str]:
+    """The verdict on the two sets that were named, and what of the log is in neither."""
     if len(options.sets) == 1 and options.against:
         names = options.sets * 2
     elif len(options.sets) == 2:
         names = options.sets
     else:
         raise UserError(f"two sets are compared, not {len(options.sets)}; name two, or one and --against LOG")
-    one = final_losses(options.loss_csv, names[0], options.corpus)
-    other = final_losses(options.against or options.loss_csv, names[1], options.corpus)
+    logs = options.loss_csv, options.against or options.loss_csv
+    if names[0] == names[1] and not options.against:
+        raise UserError(f"{names[0]!r} twice: name two sets that differ, or another log with --against")
+    (one, left_out), (other, left_out_there) = (
+        final_losses(log, name, options.corpus) for log, name in zip(logs, names, strict=True)
+    )
     if names[0] == names[1]:
-        names = (f"{names[0]} of {options.loss_csv.name}", f"{names[1]} of {options.against.name}")
-    return verdict(*names, one, other)
+        names = tuple(f"{name} of {log.name}" for name, log in zip(names, logs, strict=True))
+    return [verdict(*names, one, other), *dict.fromkeys([*left_out, *left_out_there])]
 
 
 def whole_ladder(options: Options) -> list[str]:
     """A verdict on every rung that has runs, against the one before that has."""
     results = load_results(options.loss_csv, options.corpus)
-    losses = {label: _by_seed(results.final(), label) for label in results.order}
+    losses = {label: losses_of(results, label) for label in results.order}
     verdicts = [verdict(one, other, losses[one], losses[other]) for one, other in itertools.pairwise(results.order)]
     return [*verdicts, *results.left_out]
 
 
-def final_losses(loss_csv: Path, name: str, corpus: str | None) -> pd.Series:
-    """The final validation losses of a set, by seed. Raises UserError for a set that the log does not have."""
+def final_losses(loss_csv: Path, name: str, corpus: str | None) -> tuple[pd.Series, list[str]]:
+    """The final validation losses of the set called `name`, and a line for each reason to leave runs out.
+
+    Raises UserError for a set that the log does not have.
+    """
     label, at, commit = name.partition("@")
     results = load_results(loss_csv, corpus, variants=True, commit=commit if at else None)
+    return losses_of(results, label), results.left_out
+
+
+def losses_of(results: Results, label: str) -> pd.Series:
+    """The final validation losses of `label`, by seed. Raises UserError where there are none."""
     if label not in results.order:
-        raise UserError(f"{loss_csv} has no finished runs of {name!r}; it has {', '.join(results.order)}")
-    return _by_seed(results.final(), label)
+        raise UserError(f"the log has no finished runs of {label!r}; it has {', '.join(results.order)}")
+    final = results.final()
+    return final[final["label"] == label].set_index("seed")["val_loss"]
 
 
 def verdict(name: str, other_name: str, one: pd.Series, other: pd.Series) -> str:
@@ -89,6 +103,8 @@ def verdict(name: str, other_name: str, one: pd.Series, other: pd.Series) -> str
         seeds = f"{n} common seed" + "s" * (n != 1)
         return f"{other_name} against {name}: {seeds}, from which nothing can be said{left_out}"
     mean, low, high, n = paired(one, other)
+    if mean == low == high == 0:
+        return f"{other_name} and {name} have the same losses, seed by seed (n = {n} seeds){left_out}"
     figures = f"{mean:+.4f} (95%: {low:+.4f} to {high:+.4f}, n = {n} seeds)"
     if low <= 0 <= high:
         needed = seeds_that_would_tell(mean, (other - one).std())
@@ -105,8 +121,12 @@ def paired(one: pd.Series, other: pd.Series) -> tuple[float, float, float, int]:
     The interval is Student's, for paired differences: not a number for a single seed.
     """
     seeds = one.index.intersection(other.index)
-    low, high = stats.ttest_rel(other[seeds], one[seeds]).confidence_interval(CONFIDENCE)
-    return (other[seeds] - one[seeds]).mean(), low, high, len(seeds)
+    differences = other[seeds] - one[seeds]
+    mean = differences.mean()
+    if len(seeds) > 1 and differences.nunique() == 1:  # no spread at all, of which scipy makes nan
+        return mean, mean, mean, len(seeds)
+    low, high = stats.ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
+    return mean, low, high, len(seeds)
 
 
 def seeds_that_would_tell(mean: float, deviation: float) -> int | None:
@@ -148,10 +168,6 @@ def _among(loss: float, losses: pd.Series) -> str:
     if abs(loss - losses.mean()) <= reach:
         return f"normal: {figures}"
     return f"{'higher' if loss > losses.mean() else 'lower'} than it should be: {figures}"
-
-
-def _by_seed(final: pd.DataFrame, label: str) -> pd.Series:
-    return final[final["label"] == label].set_index("seed")["val_loss"]
 
 
 if __name__ == "__main__":

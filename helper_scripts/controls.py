@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from data import LOSS_CSV
-from helper_scripts.compare import final_losses, paired
-from helper_scripts.ladder_table import write_between_markers
+from helper_scripts.compare import losses_of, paired
+from helper_scripts.ladder_table import show
+from helper_scripts.results import load_results
 from training.cli import errors_in_one_line, parse
 
 NAME = "controls"  # of the markers
@@ -35,13 +36,16 @@ class Options:
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        corners = {corner: final_losses(options.loss_csv, label, options.corpus) for corner, label in CORNERS.items()}
-        table = two_by_two(corners)
-        if options.write is None:
-            print(table)
-        else:
-            write_between_markers(options.write, table, NAME)
-            print(f"wrote the table of controls into {options.write}")
+        corners, left_out = all_corners(options.loss_csv, options.corpus)
+        show(two_by_two(corners), options.write, NAME)
+        for line in left_out:
+            print(line)
+
+
+def all_corners(loss_csv: Path, corpus: str | None = None) -> tuple[dict[tuple[str, str], pd.Series], list[str]]:
+    """The final losses of each corner, by seed, and what of the log is in none. Raises UserError for one without."""
+    results = load_results(loss_csv, corpus, variants=True)
+    return {corner: losses_of(results, label) for corner, label in CORNERS.items()}, results.left_out
 
 
 def two_by_two(corners: dict[tuple[str, str], pd.Series]) -> str:

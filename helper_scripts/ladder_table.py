@@ -39,12 +39,7 @@ def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
         results = load_results(options.loss_csv, options.corpus, options.variants)
-        table = markdown_table(results)
-        if options.write is None:
-            print(table)
-        else:
-            write_between_markers(options.write, table, NAME)
-            print(f"wrote the table of {len(results.order)} rungs into {options.write}")
+        show(markdown_table(results), options.write, NAME)
         print(*results.left_out, sep="\n", end="\n" if results.left_out else "")
 
 
@@ -78,6 +73,15 @@ def describe(rung: str) -> str:
     path = ROOT / (LADDER[RUNGS.index(rung)].replace(".", "/") + ".py")
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0].partition(": ")[2].rstrip(".")
+
+
+def show(table: str, page: Path | None, name: str) -> None:
+    """Print `table`, or put it between the markers of that name in `page`."""
+    if page is None:
+        print(table)
+    else:
+        write_between_markers(page, table, name)
+        print(f"wrote the {name} into {page}")
 
 
 def write_between_markers(path: Path, table: str, name: str) -> None:

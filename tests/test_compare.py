@@ -105,6 +105,9 @@ def test_a_rung_before_and_after_a_change(logged, monkeypatch, capsys):
     other = logged("other.csv", rows[:4])
     said = run(monkeypatch, capsys, "residual", "--loss-csv", path, "--against", other)
     assert "residual of other.csv is worse than residual of log.csv" in said
+    assert "left out 4 runs that a later one with the same seed replaces" in said
+    said = run(monkeypatch, capsys, "residual", "--loss-csv", other, "--against", other)
+    assert said.startswith("residual of other.csv and residual of other.csv have the same losses, seed by seed (n = 4")
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,7 @@ def test_a_rung_before_and_after_a_change(logged, monkeypatch, capsys):
         (["residual"], "two sets are compared"),
         (["residual", "nope"], "no finished runs of 'nope'; it has residual"),
         (["residual", "residual", "residual"], "two sets are compared"),
+        (["residual", "residual"], "'residual' twice: name two sets that differ"),
         (["residual", "--mine", "x"], "--mine takes no other sets"),
     ],
 )

@@ -88,7 +88,7 @@ def changed_flags(config: TrainConfig) -> str:
     """The settings that shape the result and are not the rung's own, as they would be typed."""
     own = compared(type(config)())
     return " ".join(
-        word for name, value in compared(config).items() if value != own[name] for word in flag(name, value)
+        word for name, value in compared(config).items() if value != own[name] for word in _flag(name, value)
     )
 
 
@@ -96,11 +96,11 @@ def all_flags(config: TrainConfig) -> list[str]:
     """Every setting that is not the rung's own, or its recipe's, word for word as it would be typed."""
     recipe = getattr(config, "recipe", None)
     own = type(config)(**getattr(config, "RECIPES", {}).get(recipe, {}))
-    changed = {field.name: getattr(config, field.name) for field in fields(config)}
-    return [word for name, value in changed.items() if value != getattr(own, name) for word in flag(name, value)]
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    return [word for name, value in settings.items() if value != getattr(own, name) for word in _flag(name, value)]
 
 
-def flag(name: str, value) -> list[str]:
+def _flag(name: str, value) -> list[str]:
     typed = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{typed}" if value else f"--no-{typed}"]

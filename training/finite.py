@@ -1,4 +1,4 @@
-"""Numbers gone wrong: a loss that is not finite spoils every weight at the next update."""
+"""A loss that is not finite stops the run: the next update would spoil every weight."""
 
 from __future__ import annotations
 

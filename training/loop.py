@@ -58,7 +58,7 @@ def train(
         state.seconds += time.perf_counter() - started
         if due:
             yield evaluate(state, corpus, config)
-    losses.check()
+    losses.check()  # whoever ended the steps early will save what they left
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

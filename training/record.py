@@ -32,13 +32,13 @@ class Record:
     corpus: Corpus
     parameters: int
     precision: str
-    run: str = ""
+    run: str = field(init=False)  # its name in the log; a resumed run keeps the one it had
     logged: set[int] = field(default_factory=set)  # steps whose rows the log has
     unsaved: UserError | None = None  # why the latest state is not on disk, if it is not
     lock: FileLock | None = None
 
     def __post_init__(self):
-        self.run = self.run or run_name(self.experiment, self.config.seed)
+        self.run = run_name(self.experiment, self.config.seed)
         self.commit = commit()
 
     @property
