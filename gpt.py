@@ -5,6 +5,8 @@ before saw 8. A model of this size can learn a million characters by heart, so d
 part says, at random (Srivastava et al., 2014). And it starts out smaller: weights from N(0, 0.02), those that add to
 the sum smaller still, so that the sum of twelve parts has the size of one (Radford et al., 2019). The positions start
 as waves, in which one step back is the same rotation everywhere (Vaswani et al., 2017), and are learned from there.
+While it writes a text it keeps the keys and values of the characters before, which do not change any more: computing
+the whole context anew for every character would take a dozen times as long.
 
 In the curve: everything else looks flat beside it. Its steps are not the others' steps, though: each reads 2,048
 characters where theirs read 256, and takes a hundred times as long.
@@ -18,6 +20,7 @@ from einops import rearrange
 from torch import nn
 
 from training import TrainConfig, run
+from training.cache import Cache
 from training.dropout import Dropout
 
 LESSON = (  # what differs from stages/pre_norm.py
@@ -73,6 +76,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
         self.proj = nn.Linear(config.n_embd, config.n_embd)  # lets the heads' findings mix
         self.dropout = Dropout(config.dropout)
+        self.cache = Cache()
         future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
         self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
 
@@ -80,10 +84,12 @@ class SelfAttention(nn.Module):
         T = x.shape[1]
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
+        k, v = self.cache(k, v)  # (B, H, S, D), and S = T; but while sampling, S counts those before as well
+        S = k.shape[2]
         # a sum of D products has variance D: scaled back to 1, else softmax would start out picking a single position
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
-        scores = scores + self.future[:T, :T].to(scores.dtype)  # minus infinity, of which softmax makes a weight of 0
-        weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
+        scores = scores + self.future[S - T : S, :S].to(scores.dtype)  # minus infinity, which softmax makes 0
+        weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
         return self.dropout(self.proj(x))  # (B, T, C)
 
@@ -147,9 +153,9 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (2 * config.n_layer) ** 0.5 if adds_to_the_sum else 0.02)
         self.position_embedding.weight.data.copy_(0.2 * waves(config.block_size, config.n_embd))
 
-    def forward(self, idx):
-        """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
-        positions = torch.arange(idx.shape[1], device=idx.device)  # (T,)
+    def forward(self, idx, past=0):
+        """idx: int64 (B, T) -> logits (B, T, V). past: characters before them, in the cache; past + T <= block_size."""
+        positions = torch.arange(past, past + idx.shape[1], device=idx.device)  # (T,)
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
         x = self.dropout(x)
         x = self.blocks(x)  # (B, T, C)

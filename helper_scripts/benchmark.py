@@ -3,7 +3,8 @@
 "share" compares the arithmetic of a step with a large matrix product, measured in the same run and precision: the
 part of the time in which the machine does what it is best at. The rest is the overhead of calls and memory traffic.
 With rung 8 among the rungs, its step is then held against the plain reference's (`reference.py`), both on the lecture's
-batches of 64 x 256, in turn. The encoder is timed on Python's own documentation, repeated.
+batches of 64 x 256, in turn, and its sampling with a cache against the same without. The encoder is timed on Python's
+own documentation, repeated.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from training.cli import errors_in_one_line, parse
 from training.device import autocast, choose_device, choose_precision, describe, synchronize
 from training.evaluate import exact_loss
 from training.loop import train
+from training.sampling import sample
 from training.state import State
 
 
@@ -59,6 +61,7 @@ def main() -> None:
         print(f"\n{pd.DataFrame(rows).to_string(index=False)}\n")
         if "gpt" in options.rungs and options.rounds:
             print(f"{_against_the_reference(corpus, device, options, rates)}\n")
+            print(f"{_sampling(corpus, device)}\n")
         print(_encoder(options.text_mb))
 
 
@@ -163,6 +166,25 @@ def _against_the_reference(corpus: Corpus, device: torch.device, options: Option
     ]
     floor = f"all arithmetic at the rate of the faster product: {flop / max(rates.values()):.3g} s a step"
     return f"{pd.DataFrame(rows).to_string(index=False)}\n{floor}"
+
+
+def _sampling(corpus: Corpus, device: torch.device) -> str:
+    """How fast rung 8 writes a text twice as long as its context, with its cache and without."""
+    config = gpt.Config()
+    model = gpt.LanguageModel(corpus.tokenizer.vocab_size, config).to(device).eval()
+    prompt, length = torch.zeros(1, dtype=torch.long), 2 * config.block_size
+
+    def milliseconds(cached: bool) -> float:
+        sample(model, prompt, 8, config.block_size, cached=cached)
+        started = time.perf_counter()
+        sample(model, prompt, length, config.block_size, cached=cached)
+        return 1e3 * (time.perf_counter() - started) / length
+
+    with_cache, without = milliseconds(True), milliseconds(False)
+    return (
+        f"sampling {length} characters with rung 8: {with_cache:.1f} ms each with its cache, {without:.1f} without, "
+        f"{without / with_cache:.1f} times as long"
+    )
 
 
 def _product_rate(device: torch.device, precision: str) -> float:

@@ -10,9 +10,10 @@ Apple's MPS has its own rules. None of them fails loudly when it is broken, so t
 3. No `torch.compile`: unfinished there (150121), a compiled LayerNorm was silently wrong (191976). `worth_compiling`
 4. No non_blocking copies to it: they have delivered stale data (139550, 189690). `Corpus.batch`
 5. Samples are drawn on the CPU: multinomial has returned ids out of range and of probability zero (92752, 136623,
-   192577). `sample`
+   192577). `stream`
 6. No float64, which it does not have (122602): losses are summed on the CPU. `exact_loss`
-7. Shapes stay fixed, in sampling too: memory grows with every new one (132596, 164299). `sample`, `consecutive_windows`
+7. Shapes stay fixed, in sampling too: memory grows with every new one (132596, 164299). `consecutive_windows`,
+   `shapes_may_grow`
 8. It has a random state of its own: batches and starting weights are drawn on the CPU, so that they are the same
    everywhere. Dropout is not, and equal seeds do not give equal bits on MPS and CPU. `Corpus.batch`, `train_rung`
 """
@@ -92,6 +93,11 @@ def worth_compiling(device: torch.device, seconds: float) -> bool:
     Compiling for CUDA takes Triton, which torch does not bring on every system.
     """
     return device.type == "cuda" and seconds > COMPILE_PAYS_AFTER and find_spec("triton") is not None
+
+
+def shapes_may_grow(device: torch.device) -> bool:
+    """Whether a model may sample with a cache, whose shapes are new with each character. MPS keeps memory for each."""
+    return device.type != "mps"
 
 
 def synchronize(device: torch.device) -> None:

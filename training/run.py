@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import Corpus, UserError, load_corpus
+from data import Corpus, load_corpus
 from training import ranks
 from training.cli import as_typed, errors_in_one_line, parse, unbreakable_output
 from training.config import TrainConfig
@@ -24,7 +24,7 @@ from training.interrupt import Stop, stop_on_signals
 from training.loop import train
 from training.pace import measure_pace
 from training.record import Record
-from training.sampling import sample
+from training.sampling import encode_prompt, sample
 from training.state import Evaluation, State
 
 TRUSTED = "cpu"  # the kind of device that all others are checked against
@@ -56,7 +56,7 @@ def _train(language_model: type[nn.Module], config: TrainConfig, device: torch.d
     with ranks.one_first():  # the others find the text that it has fetched
         corpus = load_corpus(config.corpus)
     corpus.check_context(config.block_size)
-    prompt = _encode_prompt(corpus, config.prompt)
+    prompt = encode_prompt(corpus.tokenizer, config.prompt)
 
     torch.manual_seed(config.seed)
     model = language_model(corpus.tokenizer.vocab_size, config).to(device)
@@ -161,16 +161,6 @@ def _announcement(seconds: float) -> str:
     duration = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
     less = max((choice for choice in (1, 2, 5, 10) if choice < minutes / 2), default=1)
     return f"this will take about {duration}; for less, stop it and start again with --minutes {less}"
-
-
-def _encode_prompt(corpus: Corpus, prompt: str) -> Tensor:
-    """int64 (T,), T >= 1. An empty prompt is a line break, or the first character of a corpus that has none."""
-    if not prompt:
-        prompt = "\n" if "\n" in corpus.tokenizer.chars else corpus.tokenizer.chars[0]
-    try:
-        return corpus.tokenizer.encode(prompt).long()
-    except UserError as error:
-        raise UserError(f"--prompt: {error}") from None
 
 
 def _sampled_text(model: nn.Module, corpus: Corpus, config: TrainConfig, prompt: Tensor) -> str:

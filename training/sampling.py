@@ -2,49 +2,109 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
+from data import CharTokenizer, UserError
+from training.cache import has_cache, remembering
+from training.device import shapes_may_grow
 
-@torch.no_grad()
-def sample(
+
+def sample(model: nn.Module, idx: Tensor, length: int, block_size: int, **settings) -> Tensor:
+    """Continue `idx`, int64 (T,) with T >= 1, by `length` ids: int64 (T + length,), on the CPU.
+
+    The settings are those of `stream`. The model is in evaluation mode meanwhile.
+    """
+    was_training = model.training
+    model.eval()
+    new = list(itertools.islice(stream(model, idx, block_size, **settings), length))
+    model.train(was_training)
+    return torch.cat([idx.cpu(), torch.tensor(new, dtype=torch.long)])
+
+
+def stream(
     model: nn.Module,
     idx: Tensor,
-    length: int,
     block_size: int,
     *,
     temperature: float = 1.0,
     top_k: int = 0,
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """Continue `idx`, int64 (T,) with T >= 1, by `length` ids: int64 (T + length,), on the CPU.
+    cached: bool = True,
+) -> Iterator[int]:
+    """The ids that continue `idx`, int64 (T,) with T >= 1, one after the other and without end.
 
     temperature: divides the logits; 0 takes the likeliest id each time. top_k: draw among the k likeliest, 0 for all.
-    generator: a CPU generator, which alone decides the draws.
+    generator: a CPU generator, which alone decides the draws: they are made on the CPU, where the same seed means the
+    same text whatever the model runs on. cached: let a model that has a `Cache` use it; the text is the same.
+    """
+    text = idx.tolist()
+    cached = cached and has_cache(model) and shapes_may_grow(next(model.parameters()).device)
+    for logits in (_remembered if cached else _recomputed)(model, text, block_size):
+        text.append(_draw(logits.float().cpu(), temperature, top_k, generator))
+        yield text[-1]
+
+
+def window_start(end: int, model: nn.Module, block_size: int) -> int:
+    """Where the characters begin that a model sees of `end` ones, `block_size` of them at the most.
+
+    A window that is full moves on by one character. Of a model with a cache it moves on by half its length, since every
+    move gives all the characters in it other positions, and what is kept is of no use any more.
+    """
+    hop = max(1, block_size // 2) if has_cache(model) else 1
+    too_many = max(0, end - block_size)
+    return -(-too_many // hop) * hop
+
+
+def encode_prompt(tokenizer: CharTokenizer, prompt: str) -> Tensor:
+    """int64 (T,), T >= 1. An empty prompt is a line break, or the first character of an alphabet that has none.
+
+    Raises UserError for a character that the tokenizer does not know.
+    """
+    if not prompt:
+        prompt = "\n" if "\n" in tokenizer.chars else tokenizer.chars[0]
+    try:
+        return tokenizer.encode(prompt).long()
+    except UserError as error:
+        raise UserError(f"--prompt: {error}") from None
+
+
+@torch.no_grad()
+def _recomputed(model: nn.Module, text: list[int], block_size: int) -> Iterator[Tensor]:
+    """Logits (V,) of what follows `text`, which grows by an id before the next are asked for. All computed anew.
 
     The model always sees (1, block_size) ids, filled up with zeros on the right: a causal model's logits at the last
-    real id cannot see them, and a device that keeps memory for each new shape sees just one. The draw is made on the
-    CPU, where the same seed means the same text whatever the model runs on.
+    real id cannot see them, and a device that keeps memory for each new shape sees just one.
     """
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
-    text = torch.cat([idx.cpu(), torch.zeros(length, dtype=torch.long)])
-    for end in range(len(idx), len(text)):
-        seen = text[max(0, end - block_size) : end]
+    while True:
+        seen = text[window_start(len(text), model, block_size) :]
         window = torch.zeros(1, block_size, dtype=torch.long)
-        window[0, : len(seen)] = seen
-        logits = model(window.to(device))[0, len(seen) - 1].float().cpu()  # (V,)
-        text[end] = _draw(logits, temperature, top_k, generator)
-    model.train(was_training)
-    return text
+        window[0, : len(seen)] = torch.tensor(seen)
+        yield model(window.to(device))[0, len(seen) - 1]
 
 
-def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None) -> Tensor:
+@torch.no_grad()
+def _remembered(model: nn.Module, text: list[int], block_size: int) -> Iterator[Tensor]:
+    """The same, by a model with a cache, which is shown every character once, and half a window when that moves on."""
+    device = next(model.parameters()).device
+    while True:
+        start = done = window_start(len(text), model, block_size)
+        with remembering(model):
+            while window_start(len(text), model, block_size) == start:
+                new = torch.tensor([text[done:]], device=device)
+                past, done = done - start, len(text)
+                yield model(new, past=past)[0, -1]
+
+
+def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None) -> int:
     if temperature == 0:
-        return logits.argmax()
+        return int(logits.argmax())
     if 0 < top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
     # the largest logit becomes 0 first, so that no temperature, however small, overflows
     probabilities = ((logits - logits.max()) / temperature).softmax(dim=0)
-    return torch.multinomial(probabilities, num_samples=1, generator=generator)[0]
+    return int(torch.multinomial(probabilities, num_samples=1, generator=generator))

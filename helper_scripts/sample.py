@@ -1,0 +1,112 @@
+"""Have a trained model write: from a checkpoint, the latest of a rung, or with --ladder from every rung's latest.
+
+The text comes as it is written. Rung 8 keeps the keys and values of the characters before; `--no-cached` computes them
+anew each time, for the same text, a dozen times as slow. It sees at most its context: when that is full, it goes on
+with the later half of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from data import UserError
+from helper_scripts.ladder_table import write_between_markers
+from helper_scripts.models import Trained, latest_checkpoint, load_model
+from helper_scripts.results import RUNGS
+from training.cli import errors_in_one_line, parse, unbreakable_output
+from training.config import RUNS_DIR
+from training.device import choose_device
+from training.sampling import encode_prompt, stream
+
+NAME = "samples"  # of the markers between which --write puts them
+
+
+@dataclass(frozen=True)
+class Options:
+    model: Annotated[str, tyro.conf.Positional] = ""  # a checkpoint or a rung; by default the latest checkpoint of all
+    prompt: str = ""  # the text to continue; empty is a line break
+    length: int = 400  # characters to add
+    temperature: float = 1.0  # below 1 bolder, 0 always the likeliest character
+    top_k: int = 0  # draw among the k likeliest characters; 0 is all of them
+    seed: int = 0  # of the draws
+    cached: bool = True  # keep what need not be computed twice
+    ladder: bool = False  # have every rung that has a checkpoint continue the same prompt
+    write: Path | None = None  # with --ladder: a Markdown file with the two markers, between which to put the texts
+    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    runs_dir: Path = RUNS_DIR  # where the checkpoints are
+
+    def __post_init__(self):
+        if not (0 <= self.length < 2**31 and 0 <= self.top_k < 2**31 and 0 <= self.seed < 2**63):
+            raise UserError("--length, --top-k and --seed have to be 0 or more, and no astronomical numbers")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"--temperature is {self.temperature}; it has to be 0 or more")
+        if self.ladder and self.model:
+            raise UserError(f"--ladder takes every rung: leave out {self.model}")
+        if self.write and not self.ladder:
+            raise UserError("--write puts the texts of --ladder into a page; add --ladder")
+
+
+def main() -> None:
+    with errors_in_one_line(), unbreakable_output():
+        options = parse(Options, description=__doc__)
+        if not options.ladder:
+            path = Path(options.model)
+            if options.model in ("", *RUNGS):
+                path = latest_checkpoint(options.runs_dir, options.model or "*")
+            show(load_model(path), options)
+            return
+        trained = every_rung(options.runs_dir)
+        if options.write:
+            texts = "\n\n".join(f"{heading(one)}\n{''.join(text(one, options)).strip()}" for one in trained)
+            write_between_markers(options.write, f"```text\n{texts}\n```", NAME)
+            print(f"wrote the {NAME} of {len(trained)} rungs into {options.write}")
+            return
+        for one in trained:
+            print(f"{heading(one)}\n")
+            show(one, options)
+            print()
+
+
+def every_rung(runs_dir: Path) -> list[Trained]:
+    """The latest model of each rung that has one, in ladder order. Raises UserError where none has."""
+    latest_checkpoint(runs_dir)
+    return [load_model(latest_checkpoint(runs_dir, rung)) for rung in RUNGS if any(runs_dir.glob(f"{rung}-seed*.pt"))]
+
+
+def heading(trained: Trained) -> str:
+    return f"--- {trained.rung}, validation loss {trained.last.val_loss:.2f} after {trained.last.step:,} steps"
+
+
+def show(trained: Trained, options: Options) -> None:
+    for piece in text(trained, options):
+        print(piece, end="", flush=True)
+    print()
+
+
+def text(trained: Trained, options: Options) -> Iterator[str]:
+    """The prompt, then each character as it is written. Raises UserError for a prompt that the model cannot read."""
+    prompt = encode_prompt(trained.tokenizer, options.prompt)
+    model = trained.model.to(choose_device(options.device))
+    new = stream(
+        model,
+        prompt,
+        trained.config.block_size,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        generator=torch.Generator().manual_seed(options.seed),
+        cached=options.cached,
+    )
+    yield trained.tokenizer.decode(prompt) if options.prompt else ""
+    for character in itertools.islice(new, options.length):
+        yield trained.tokenizer.decode([character])
+
+
+if __name__ == "__main__":
+    main()

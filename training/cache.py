@@ -1,0 +1,47 @@
+"""What a model need not compute twice while it writes a text: the keys and values of the characters before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class Cache(nn.Module):
+    """Hands on the keys and values that it gets; while `remembering`, behind those of all the calls before.
+
+    In a causal model a later character changes nothing about an earlier one, so its keys and values stay right.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.remembers = False
+        self.kept: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k, v: (B, H, T, D) -> (B, H, S, D) each, where S counts the T characters and those before them."""
+        if not self.remembers:
+            return k, v
+        if self.kept is not None:
+            k, v = (torch.cat([before, now], dim=2) for before, now in zip(self.kept, (k, v), strict=True))
+        self.kept = k, v
+        return k, v
+
+
+def has_cache(model: nn.Module) -> bool:
+    return any(isinstance(module, Cache) for module in model.modules())
+
+
+@contextlib.contextmanager
+def remembering(model: nn.Module) -> Iterator[None]:
+    """While inside, every call of `model` goes on with the text where the one before ended; it begins with none."""
+    caches = [module for module in model.modules() if isinstance(module, Cache)]
+    try:
+        for cache in caches:
+            cache.remembers, cache.kept = True, None
+        yield
+    finally:
+        for cache in caches:
+            cache.remembers, cache.kept = False, None
