@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 
 from torch import nn
 
 from data import CharTokenizer, UserError
-from helper_scripts.results import RUNGS
+from helper_scripts.results import RUNGS, check_rungs
 from stages import LADDER
 from training import TrainConfig
 from training.checkpoint import load_checkpoint
+from training.cli import parse
 from training.state import Evaluation
 
 
@@ -30,6 +31,17 @@ class Trained:
 
 def rung_module(rung: str) -> ModuleType:
     return importlib.import_module(LADDER[RUNGS.index(rung)])
+
+
+def config_of(label: str, **settings) -> TrainConfig:
+    """The Config of a rung and its flags, as the log's labels put them: "residual --n-layer 1"; `settings` go over it.
+
+    Raises UserError for a rung that is not there, and for flags that it does not have.
+    """
+    rung, *flags = label.split() or [""]
+    check_rungs((rung,))
+    config = parse(rung_module(rung).Config, description="", args=flags)
+    return replace(config, **settings)
 
 
 def load_model(path: Path) -> Trained:

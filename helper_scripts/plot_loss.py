@@ -10,7 +10,6 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-import seaborn as sns
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
@@ -67,6 +66,8 @@ def write_plot(results: Results, out: Path, figure: Figure | None = None) -> Non
 
 def draw(results: Results, figure: Figure) -> Figure:
     """Three panels: validation loss, train loss, and the final validation losses as a ladder."""
+    import seaborn as sns  # takes seconds, and the processes of run_ladder.py import this file too
+
     order, final = results.order, results.final()
     palette = dict(zip(order, sns.color_palette("turbo", len(order)), strict=True))
     means = final.groupby("label")["val_loss"].agg(["mean", "std", "count"])

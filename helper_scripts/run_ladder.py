@@ -1,39 +1,44 @@
-"""Train rungs one after the other, then draw the plot and print the table.
+"""Train rungs with several seeds, as many runs at a time as there are cores, then draw the plot and print the table.
 
-Without names: every rung but gpt, which alone takes an hour. Each runs at its own settings. Runs share the cores, one
-thread each: the small rungs are bound by the overhead of calls and gain next to nothing from a second thread.
+Without names: every rung but gpt, which alone takes an hour. A name may bring flags, in quotes: "residual --n-layer 1".
+What the log has already, with the same settings, seed, text, code and torch, is not trained again unless --again asks
+for it. Each run has one thread: small rungs are bound by the overhead of calls and gain next to nothing from a second.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
+import torch
 import tyro
 from tqdm import tqdm
 
-from data import LOSS_CSV, UserError, read_log
+from data import LOSS_CSV, Corpus, UserError, load_corpus, read_log
 from helper_scripts.ladder_table import markdown_table
+from helper_scripts.models import config_of, rung_module
 from helper_scripts.plot_loss import IMAGE, check_picture, write_plot
-from helper_scripts.results import RUNGS, check_rungs, load_results
-from stages import LADDER
+from helper_scripts.results import RUNGS, load_results
+from helper_scripts.workers import Result, Run, train_all
+from training import TrainConfig
 from training.cli import errors_in_one_line, parse
-from training.config import RUNS_DIR
+from training.config import RUNS_DIR, fingerprint
+from training.device import choose_device
+from training.provenance import ROOT, unchanged_since
 
 SMALL_RUNGS = tuple(rung for rung in RUNGS if rung != "gpt")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class Options:
     rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = SMALL_RUNGS  # the rungs to train, by name
-    seeds: tuple[int, ...] = (0,)  # one run of each rung for each seed
-    jobs: int = 0  # runs at a time; 0 is one a core, and a single one has all cores to itself
+    seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves
+    jobs: int = 0  # runs at a time, one thread each; 0 is one a core, and a single run has all cores to itself
+    again: bool = False  # train what the log has already, too
     steps: int | None = None  # updates, in place of each rung's own number
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
     corpus: str = "auto"  # as for a rung: a text file, auto or pydoc
@@ -45,68 +50,101 @@ class Options:
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        check_rungs(options.rungs)
         if options.jobs < 0:
             raise UserError(f"--jobs is {options.jobs}; it has to be 0 or more")
         check_picture(options.out)
-        logged, failed = train_all(options)
-        if logged:
-            rows = read_log(options.loss_csv)
-            corpus = rows[rows["run"].isin(logged)]["corpus"].iloc[-1]
-            results = load_results(options.loss_csv, corpus, variants=options.steps is not None)
+        configs = all_configs(options)
+        corpus = load_corpus(options.corpus)  # fetched once, before several processes want it
+        rows = read_log(options.loss_csv) if options.loss_csv.exists() else None
+        runs = left_to_do(configs, rows, corpus, options)
+        if known := len(configs) - len(runs):
+            print(f"{known} of {len(configs)} runs are in the log already, of this very code; --again trains them anew")
+        failed = _train(runs, options.jobs) if runs else []
+        if len(failed) < len(configs):
+            variants = options.steps is not None or any(" " in label for label in options.rungs)
+            results = load_results(options.loss_csv, corpus.name, variants)
             write_plot(results, options.out)
             print(f"\n{markdown_table(results)}")
         if failed:
             raise UserError("; ".join(failed))
 
 
-def train_all(options: Options) -> tuple[list[str], list[str]]:
-    """Train every rung with every seed, each run in a process of its own.
-
-    Returns the names under which runs were logged, and a line for each run that failed.
-    """
-    runs = [(rung, seed) for rung in options.rungs for seed in options.seeds]
-    jobs = min(options.jobs or os.cpu_count() or 1, len(runs))
-    logged, failed = [], []
-    with (
-        ThreadPoolExecutor(max_workers=jobs) as pool,
-        tqdm(total=len(runs), desc=f"{len(runs)} runs, {jobs} at a time", unit="run") as bar,
-    ):
-        pending = {pool.submit(_train, rung, seed, options, jobs): (rung, seed) for rung, seed in runs}
-        try:
-            for done in as_completed(pending):
-                rung, seed = pending[done]
-                error, loss, run = done.result()
-                if error:
-                    failed.append(f"{rung} with seed {seed} failed: {error}")
-                else:
-                    logged.append(run)
-                bar.write(f"{rung}, seed {seed}: {error or loss}")
-                bar.update()
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return logged, failed
+def all_configs(options: Options) -> list[tuple[str, TrainConfig]]:
+    """Rung and settings of each run that was asked for. Raises UserError where that is none, or one that cannot be."""
+    seeds = options.seeds if len(options.seeds) > 1 else range(*options.seeds)
+    places = {"corpus": options.corpus, "loss_csv": options.loss_csv, "runs_dir": options.runs_dir}
+    more = places | {"device": options.device} | ({} if options.steps is None else {"steps": options.steps})
+    configs = {  # each once, whatever was typed twice
+        (label.split()[0], config_of(label, seed=seed, sample_length=0, **more)): None
+        for label in options.rungs
+        for seed in seeds
+    }
+    if not configs:
+        raise UserError("there is nothing to train: name a rung, and --seeds 1 or more")
+    return list(configs)
 
 
-def _train(rung: str, seed: int, options: Options, jobs: int) -> tuple[str, str, str]:
-    """Run a rung's own command. Returns its error line, empty where it went well; its loss as it put it; its name."""
-    corpus = options.corpus
-    if corpus not in ("auto", "pydoc"):
-        corpus = str(Path(corpus).resolve())  # for the command starts in another folder
-    command = [sys.executable, "-m", LADDER[RUNGS.index(rung)], "--seed", str(seed), "--corpus", corpus]
-    command += ["--loss-csv", str(options.loss_csv.resolve()), "--runs-dir", str(options.runs_dir.resolve())]
-    command += ["--device", options.device]
-    if options.steps is not None:
-        command += ["--steps", str(options.steps)]
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = "1"  # two runs of two threads each would only wait for one another
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", errors="replace")
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1], "", ""
-    loss, place = done.stdout.splitlines()[-2:]  # "validation loss ...", "logged in FILE as RUN; model saved ..."
-    return "", loss, place.rpartition(";")[0].rpartition(" ")[2]
+def left_to_do(
+    configs: list[tuple[str, TrainConfig]], rows: pd.DataFrame | None, corpus: Corpus, options: Options
+) -> list[Run]:
+    """Those that are not in the log `rows`; the longest come first, so that none of them is left over alone."""
+    rows = None if rows is None else rows[rows["step"] == rows["steps"]]
+    device = choose_device(options.device).type
+    runs = [
+        Run(rung, config, weight=config.steps * _seconds_a_step(rung, config, rows))
+        for rung, config in configs
+        if options.again or rows is None or not _is_logged(rung, config, rows, corpus, device)
+    ]
+    return sorted(runs, key=lambda run: -run.weight)
+
+
+def _is_logged(rung: str, config: TrainConfig, rows: pd.DataFrame, corpus: Corpus, device: str) -> bool:
+    """Whether `rows` have this very run, of the code that is here."""
+    same = {"experiment": rung, "seed": config.seed, "config": fingerprint(config), "device": device}
+    same |= {"corpus_sha256": corpus.sha256[:12], "torch": str(torch.__version__)}
+    for column, value in same.items():
+        rows = rows[rows[column] == value]
+    code = Path(rung_module(rung).__file__), ROOT / "training", *(ROOT / "data").glob("*.py")
+    return any(unchanged_since(commit, *code) for commit in rows["commit"].unique())
+
+
+def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -> float:
+    """By the log's runs, wherever they ran: of this rung in these settings, or else of it in any, or else of any."""
+    if rows is not None:
+        own = rows[rows["experiment"] == rung]
+        for alike in (own[own["config"] == fingerprint(config)], own, rows):
+            if seconds := (alike["seconds"] / alike["steps"].clip(lower=1)).sum():
+                return float(seconds / len(alike))
+    return 1.0
+
+
+def _train(runs: list[Run], jobs: int) -> list[str]:
+    """Train them under one bar, and tell of each that is done. Returns a line for each that failed."""
+    jobs = min(jobs or os.cpu_count() or 1, len(runs))
+    total = sum(run.weight for run in runs)
+    failed, warnings, shares, lock = [], {}, dict.fromkeys(runs, 0.0), threading.Lock()
+
+    with tqdm(total=total, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", smoothing=0) as bar:
+
+        def progress(run: Run, share: float) -> None:
+            with lock:
+                shares[run] = share
+                done = sum(run.weight * share for run, share in shares.items())
+                ended = sum(share == 1 for share in shares.values())
+                bar.set_description_str(f"{ended} of {len(runs)} runs, {jobs} at a time", refresh=False)
+                bar.update(min(done, total) - bar.n)
+                bar.refresh()
+
+        def finished(run: Run, result: Result) -> None:
+            progress(run, 1.0)
+            warnings.update(dict.fromkeys(result.warnings))
+            if result.error:
+                failed.append(f"{run.name} failed: {result.error}")
+            bar.write(f"{run.name}: {result.error or f'validation loss {result.val_loss:.4f}'}")
+
+        train_all(runs, jobs, progress, finished)
+    print(*warnings, sep="\n", end="\n" if warnings else "")
+    return failed
 
 
 if __name__ == "__main__":

@@ -401,38 +401,6 @@ def test_the_plot_has_ink_in_every_panel(log, tmp_path, monkeypatch, capsys):
     assert legend[0] == "bigram  3.000" and legend[1].startswith("residual  ")
 
 
-def test_the_ladder_command_trains_what_it_is_told(tmp_path, text_file):
-    command = [
-        sys.executable,
-        str(ROOT / "helper_scripts" / "run_ladder.py"),
-        "bigram",
-        "residual",
-        "--seeds",
-        "1",
-        "2",
-    ]
-    command += ["--steps", "2", "--corpus", str(text_file), *outputs(tmp_path), "--out", str(tmp_path / "curves.svg")]
-    done = start(command, tmp_path)
-    assert done.returncode == 0, done.stderr
-    log = read_log(tmp_path / "log.csv")
-    assert {(e, s) for e, s in zip(log["experiment"], log["seed"], strict=True)} == {
-        (rung, seed) for rung in ("bigram", "residual") for seed in (1, 2)
-    }
-    assert "| `residual --steps 2` |" in done.stdout
-    assert (tmp_path / "curves.svg").read_text(encoding="utf-8").count("<path") > 20
-    assert "4/4" in done.stderr
-
-
-def test_a_run_that_fails_is_reported_and_the_others_go_on(tmp_path):
-    (tmp_path / "text.txt").write_text("to be or not to be " * 5, encoding="utf-8")  # fits no context of 256
-    command = [sys.executable, str(ROOT / "helper_scripts" / "run_ladder.py"), "gpt", "bigram", "--steps", "2"]
-    command += ["--corpus", "text.txt", *outputs(tmp_path), "--out", str(tmp_path / "curves.png")]
-    done = start(command, tmp_path)
-    assert done.returncode == 2
-    assert "gpt with seed 0 failed: error: the corpus text.txt is too short" in done.stderr.splitlines()[-1]
-    assert "| `bigram --steps 2` |" in done.stdout
-
-
 def test_the_benchmark_holds_rung_8_against_the_plain_reference(text_file, monkeypatch, capsys):
     gpt = MODULES[RUNGS.index("gpt")]
     tiny = {"n_embd": 12, "n_head": 2, "n_layer": 1, "block_size": 8, "batch_size": 4}

@@ -23,6 +23,15 @@ def commit() -> str:
     return head + ("+" if _git("status", "--porcelain", "--", "*.py") else "")
 
 
+def unchanged_since(commit: str, *paths: Path) -> bool:
+    """Whether these files and folders are certain to be those of `commit`, a short hash as `commit()` gives it."""
+    if not commit.isalnum():  # a trailing +: nobody knows what was changed then
+        return False
+    if commit == "unknown" or _git("diff", "--quiet", commit, "--", *map(str, paths)) is None:
+        return False
+    return not _git("ls-files", "--others", "--exclude-standard", "--", *map(str, paths))
+
+
 def _git(*args: str) -> str | None:
     try:
         done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=10)

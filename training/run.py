@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,19 +38,27 @@ def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: S
         train_rung(language_model, parse(config_type, description=inspect.getdoc(module), args=args))
 
 
-def train_rung(language_model: type[nn.Module], config: TrainConfig) -> Evaluation:
-    """Train one rung as `config` says, telling the terminal how it goes. Returns the last evaluation.
+def train_rung(
+    language_model: type[nn.Module], config: TrainConfig, tell: Callable[[Evaluation], None] | None = None
+) -> tuple[str, Evaluation]:
+    """Train one rung as `config` says, telling the terminal how it goes, and `tell` of each evaluation.
 
-    Whatever can be wrong with what was asked is raised as UserError before training starts. A run that a signal ends
-    is saved, and then raises SystemExit.
+    Returns the name that the run has in the log, and its last evaluation. Whatever can be wrong with what was asked is
+    raised as UserError before training starts. A run that a signal ends is saved, and then raises SystemExit.
     """
     started = time.perf_counter()
     device = choose_device(config.device)
     with ranks.joined(device), unbreakable_output():
-        return _train(language_model, config, device, started)
+        return _train(language_model, config, device, started, tell or (lambda evaluation: None))
 
 
-def _train(language_model: type[nn.Module], config: TrainConfig, device: torch.device, started: float) -> Evaluation:
+def _train(
+    language_model: type[nn.Module],
+    config: TrainConfig,
+    device: torch.device,
+    started: float,
+    tell: Callable[[Evaluation], None],
+) -> tuple[str, Evaluation]:
     script = Path(inspect.getfile(language_model))
     ranks.check_batch_size(config.batch_size)
     with ranks.one_first():  # the others find the text that it has fetched
@@ -84,7 +92,8 @@ def _train(language_model: type[nn.Module], config: TrainConfig, device: torch.d
         with stop_on_signals() as stop, _progress(script.stem, state.step, config.steps) as bar:
             for evaluation in train(state, corpus, config, precision, _steps(state.step, config.steps, bar, stop)):
                 record.keep(state)
-                _tell(evaluation, bar)
+                _show(evaluation, bar)
+                tell(evaluation)
             if state.step < config.steps:
                 record.save(state)
         if state.step < config.steps:
@@ -98,7 +107,7 @@ def _train(language_model: type[nn.Module], config: TrainConfig, device: torch.d
     print(f"logged in {config.loss_csv} as {record.run}; model saved as {record.checkpoint}")
     if record.unsaved:
         raise record.unsaved
-    return last
+    return record.run, last
 
 
 def _plan(state: State, corpus: Corpus, config: TrainConfig, precision: str, started: float) -> TrainConfig:
@@ -135,7 +144,7 @@ def _progress(experiment: str, done: int, steps: int) -> tqdm:
     return tqdm(total=steps, initial=done, desc=experiment, unit="step", mininterval=pause, smoothing=0)
 
 
-def _tell(evaluation: Evaluation, bar: tqdm) -> None:
+def _show(evaluation: Evaluation, bar: tqdm) -> None:
     if evaluation.step == 0:
         bar.reset()  # its clock starts with the first step
     bar.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
