@@ -1,14 +1,13 @@
 """Say which of two sets of runs is better, if that can be said, and whether a run of one's own is normal.
 
-Without names: each rung against the one before it. With two: the second against the first. A set is a rung; a rung and
-its flags, in quotes ("feed_forward --n-layer 3"); or either with @COMMIT behind it, for a rung before and after a
-change.
+Without names: each rung against the one before it, or the one that it names as AFTER. With two: the second against the
+first. A set is a rung; a rung and its flags, in quotes ("feed_forward --n-layer 3"); or either with @COMMIT behind it,
+for a rung before and after a change.
 Runs are compared seed by seed, for those seeds that both have: all rungs see the same batches for the same seed.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import tyro
 from scipy import stats
 
 from data import LOSS_CSV, UserError, read_log
+from helper_scripts.models import rung_before
 from helper_scripts.results import Results, load_results
 from training.cli import errors_in_one_line, parse
 
@@ -72,8 +72,8 @@ def whole_ladder(options: Options) -> list[str]:
     """A verdict on every rung that has runs, against the one before that has."""
     results = load_results(options.loss_csv, options.corpus)
     losses = {label: losses_of(results, label) for label in results.order}
-    verdicts = [verdict(one, other, losses[one], losses[other]) for one, other in itertools.pairwise(results.order)]
-    return [*verdicts, *results.left_out]
+    pairs = [(rung_before(label, results.order), label) for label in results.order]
+    return [*(verdict(*pair, *(losses[rung] for rung in pair)) for pair in pairs if pair[0]), *results.left_out]
 
 
 def final_losses(loss_csv: Path, name: str, corpus: str | None) -> tuple[pd.Series, list[str]]:
@@ -127,6 +127,12 @@ def paired(one: pd.Series, other: pd.Series) -> tuple[float, float, float, int]:
         return mean, mean, mean, len(seeds)
     low, high = stats.ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
     return mean, low, high, len(seeds)
+
+
+def change(one: pd.Series, other: pd.Series) -> str:
+    """What `other` is above `one`, with its interval, for a table."""
+    mean, low, high, n = paired(one, other)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, n = {n})"
 
 
 def seeds_that_would_tell(mean: float, deviation: float) -> int | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from data import LOSS_CSV
-from helper_scripts.compare import losses_of, paired
-from helper_scripts.ladder_table import show
+from helper_scripts.compare import change, losses_of
+from helper_scripts.ladder_table import mean_and_spread, show
 from helper_scripts.results import load_results
 from training.cli import errors_in_one_line, parse
 
@@ -53,20 +53,11 @@ def two_by_two(corners: dict[tuple[str, str], pd.Series]) -> str:
     rows, columns = (list(dict.fromkeys(corner[k] for corner in corners)) for k in (0, 1))
     lines = [f"| | {' | '.join(columns)} | what depth changes |", "|---" * (len(columns) + 2) + "|"]
     for row in rows:
-        cells = [_cell(corners[row, column]) for column in columns]
-        lines.append(f"| {row} | {' | '.join(cells)} | {_change(*(corners[row, column] for column in columns))} |")
-    changes = [_change(*(corners[row, column] for row in rows)) for column in columns]
+        cells = [mean_and_spread(corners[row, column]) for column in columns]
+        lines.append(f"| {row} | {' | '.join(cells)} | {change(*(corners[row, column] for column in columns))} |")
+    changes = [change(*(corners[row, column] for row in rows)) for column in columns]
     lines.append(f"| what skips change | {' | '.join(changes)} | |")
     return "\n".join(lines)
-
-
-def _cell(losses: pd.Series) -> str:
-    return f"**{losses.mean():.3f}** ± {losses.std():.3f} (n = {len(losses)})"
-
-
-def _change(one: pd.Series, other: pd.Series) -> str:
-    mean, low, high, n = paired(one, other)
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, n = {n})"
 
 
 if __name__ == "__main__":

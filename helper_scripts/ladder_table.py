@@ -6,7 +6,10 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from data import LOSS_CSV, UserError
+from helper_scripts.models import training_flops
 from helper_scripts.results import RUNGS, Results, load_results
 from stages import LADDER
 from training.cli import errors_in_one_line, parse
@@ -44,28 +47,38 @@ def main() -> None:
 
 
 def markdown_table(results: Results) -> str:
-    """A row a rung, in ladder order; losses as mean ± standard deviation over n seeds, seconds as their mean."""
+    """A row a rung, in ladder order; losses as mean ± standard deviation over n seeds, seconds as their mean.
+
+    FLOPs are those of training on a character, characters those that were trained on.
+    """
     lines = [
-        "| rung | adds | validation loss | write-up | parameters | seconds | commit |",
-        "|---|---|---|---|---|---|---|",
+        "| rung | adds | validation loss | write-up | parameters | FLOPs a character | characters | seconds | commit |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     final = results.final()
     for label in results.order:
         runs = final[final["label"] == label]
-        loss = runs["val_loss"]
-        spread = f" ± {loss.std():.3f}" if len(runs) > 1 else ""
-        rung = runs["experiment"].iloc[0]
+        first = runs.iloc[0]
+        flops = training_flops(label, first["parameters"])
         cells = (
             f"`{label}`",
-            describe(rung),
-            f"**{loss.mean():.3f}**{spread} (n = {len(runs)})",
-            f"{WRITE_UP[rung]:.2f}" if label in WRITE_UP else "",
-            f"{runs['parameters'].iloc[0]:,}",
+            describe(first["experiment"]),
+            mean_and_spread(runs["val_loss"]),
+            f"{WRITE_UP[label]:.2f}" if label in WRITE_UP else "",
+            f"{first['parameters']:,}",
+            "" if flops is None else f"{flops / 1e3:,.0f} k",
+            f"{first['tokens'] / 1e6:.2f} M",
             f"{runs['seconds'].mean():,.0f}",
             ", ".join(f"`{commit}`" for commit in runs["commit"].unique()),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def mean_and_spread(losses: pd.Series) -> str:
+    """Mean ± standard deviation, and their number."""
+    spread = f" ± {losses.std():.3f}" if len(losses) > 1 else ""
+    return f"**{losses.mean():.3f}**{spread} (n = {len(losses)})"
 
 
 def describe(rung: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import importlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from data import CharTokenizer, UserError
 from helper_scripts.results import RUNGS, check_rungs
@@ -33,6 +36,20 @@ def rung_module(rung: str) -> ModuleType:
     return importlib.import_module(LADDER[RUNGS.index(rung)])
 
 
+def rung_before(label: str, order: list[str]) -> str | None:
+    """What of `order`, labels in ladder order, a label is held against.
+
+    A rung with flags: itself without them. A rung: the one that it names as AFTER, or else the nearest below it. None
+    where there is no such.
+    """
+    rung, _, flags = label.partition(" ")
+    if flags and rung in order:
+        return rung
+    after = getattr(rung_module(rung), "AFTER", "").rpartition(".")[2]
+    below = [other for other in order[: order.index(label)] if " " not in other]
+    return after if after in below else (below or [None])[-1]
+
+
 def config_of(label: str, **settings) -> TrainConfig:
     """The Config of a rung and its flags, as the log's labels put them: "residual --n-layer 1"; `settings` go over it.
 
@@ -42,6 +59,33 @@ def config_of(label: str, **settings) -> TrainConfig:
     check_rungs((rung,))
     config = parse(rung_module(rung).Config, description="", args=flags)
     return replace(config, **settings)
+
+
+def training_flops(label: str, parameters: int) -> float | None:
+    """Floating-point operations of training on one character, forward and backward, as torch counts its products.
+
+    parameters: those of the model as it was logged, which tell the size of the alphabet. None where no alphabet gives
+    that number, or there are no such flags: the rung is another by now.
+    """
+    try:
+        config, module = config_of(label), rung_module(label.split()[0])
+    except UserError:
+        return None
+
+    def model(vocab_size: int) -> nn.Module:
+        with torch.device("meta"):  # shapes without numbers
+            return module.LanguageModel(vocab_size, config)
+
+    def count(vocab_size: int) -> int:
+        return sum(parameter.numel() for parameter in model(vocab_size).parameters())
+
+    sizes = range(1, 0x110000)
+    vocab_size = sizes[bisect.bisect_left(sizes[:-1], parameters, key=count)]
+    if count(vocab_size) != parameters:
+        return None
+    with FlopCounterMode(display=False) as counter:
+        model(vocab_size)(torch.zeros(1, config.block_size, dtype=torch.long, device="meta")).sum().backward()
+    return counter.get_total_flops() / config.block_size
 
 
 def load_model(path: Path) -> Trained:

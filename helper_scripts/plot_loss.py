@@ -1,31 +1,48 @@
-"""Draw the loss log: train and validation loss against steps, and the ladder of final losses.
+"""Draw the loss log: a panel of curves for each rung, and the ladder of final losses.
 
-Curves are means over the seeds there are, with a band of one standard deviation. Runs that may not be compared are
-left out, and named.
+Curves are means over the seeds there are, with a band of one standard deviation; in grey beside them the rung before.
+The ladder has a point a run, and the mean's 95% interval. Runs that may not be compared are left out, and named.
 """
 
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+from scipy import stats
 
 from data import LOSS_CSV, UserError
+from helper_scripts.models import rung_before
 from helper_scripts.results import Results, load_results
 from training.cli import errors_in_one_line, parse
 
 IMAGE = Path(__file__).resolve().parent.parent / "images" / "loss_curves.png"
+COLUMNS = 4  # of panels
+
+X = {"steps": "step", "seconds": "seconds", "characters": "tokens"}  # columns of the log
+
+# The validation loss of the table of pairs that are counted in the train split, each count one higher, by the text's
+# hash: no bigram model can do much better.
+BIGRAM_FLOORS = {"86c4e6aa9db7": 2.4819}
 
 
 @dataclass(frozen=True)
 class Options:
+    rungs: tuple[str, ...] = ()  # the rungs to draw, by name; none is all
+    x: Literal["steps", "seconds", "characters"] = "steps"  # what the curves are drawn against
     loss_csv: Path = LOSS_CSV  # the log to draw
-    out: Path = IMAGE  # the picture to write; its ending says which kind
+    out: Path = IMAGE  # the picture to write; its ending says which kind: png, svg, pdf
     corpus: str | None = None  # the corpus whose runs to draw; by default Tiny Shakespeare
-    variants: bool = False  # draw runs with other settings than their rung's own as curves of their own
+    variants: bool = False  # draw runs with other settings than their rung's own, in panels of their own
     show: bool = False  # open a window as well
 
 
@@ -33,13 +50,13 @@ def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
         check_picture(options.out)
-        results = load_results(options.loss_csv, options.corpus, options.variants)
+        results = load_results(options.loss_csv, options.corpus, options.variants).only(options.rungs)
         if not options.show:
-            write_plot(results, options.out)
+            write_plot(results, options.out, x=options.x)
         else:
             import matplotlib.pyplot as plt  # which looks for a display
 
-            write_plot(results, options.out, plt.figure())
+            write_plot(results, options.out, x=options.x, figure=plt.figure())
             plt.show()
 
 
@@ -50,10 +67,10 @@ def check_picture(out: Path) -> None:
         raise UserError(f"--out {out} does not end in a kind of picture; use one of {', '.join(sorted(kinds))}")
 
 
-def write_plot(results: Results, out: Path, figure: Figure | None = None) -> None:
+def write_plot(results: Results, out: Path, *, x: str = "steps", figure: Figure | None = None) -> None:
     """Write the picture of `results` to `out` and say on the terminal where it went and what is not in it."""
     picture = io.BytesIO()
-    draw(results, figure or Figure()).savefig(picture, format=out.suffix.lower().lstrip("."), dpi=150)
+    draw(results, figure or Figure(), x).savefig(picture, format=out.suffix.lower().lstrip("."), dpi=150)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(picture.getvalue())
@@ -64,48 +81,114 @@ def write_plot(results: Results, out: Path, figure: Figure | None = None) -> Non
     print(f"drew {results.rows['run'].nunique()} runs of {len(results.order)} rungs on {results.corpus}: {out}")
 
 
-def draw(results: Results, figure: Figure) -> Figure:
-    """Three panels: validation loss, train loss, and the final validation losses as a ladder."""
+def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
+    """A panel of curves for each label of `results`, and at the right the ladder of final losses."""
     import seaborn as sns  # takes seconds, and the processes of run_ladder.py import this file too
 
-    order, final = results.order, results.final()
-    palette = dict(zip(order, sns.color_palette("turbo", len(order)), strict=True))
-    means = final.groupby("label")["val_loss"].agg(["mean", "std", "count"])
-    figure.set_size_inches(16, 7)
+    order, rows = results.order, results.rows.copy()
+    # seeds take different times to the same step: their mean, so that the curves have one point there
+    rows["x"] = rows.groupby(["label", "step"])[X[x]].transform("mean")
+    palette = dict(zip(order, sns.husl_palette(len(order), h=0.6, s=0.9, l=0.55), strict=True))
+    or_plain = ", or without the flags" if any(" " in label for label in order) else ""
+    columns = min(COLUMNS, len(order))
+    lines = math.ceil(len(order) / columns)
+    figure.set_size_inches(3.1 * columns + 4.6, max(4.4, 3.3 * lines + 0.9))
     figure.set_layout_engine("constrained")
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
-        panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
-
-    for panel, column, title in ((panels[0], "val_loss", "validation"), (panels[1], "train_loss", "train")):
-        sns.lineplot(
-            results.rows, x="step", y=column, hue="label", hue_order=order, palette=palette, errorbar="sd", ax=panel
-        )
-        # the start, ln 65 for all, would take half the height; what differs is below
-        panel.set(title=f"{title} loss", xlabel="step", ylabel="nats per character", ylim=_window(results))
-        panel.get_legend().remove()
-    handles = panels[0].get_lines()[: len(order)]
-    texts = [f"{label}  {means.loc[label, 'mean']:.3f}" for label in order]
-    figure.legend(handles, texts, title="rung and its final validation loss", loc="outside lower center", ncols=4)
-
-    sns.stripplot(
-        final, x="val_loss", y="label", hue="label", order=order, hue_order=order, palette=palette, ax=panels[2]
+        grid = figure.add_gridspec(lines, columns + 1, width_ratios=[1] * columns + [1.5])
+        for number, label in enumerate(order):
+            panel = figure.add_subplot(grid[number // columns, number % columns])
+            before = rung_before(label, order)
+            _curves(sns, panel, results, rows, label, before, palette[label])
+            peers = rows[rows["label"].isin(_peers(results, label))]
+            goal = _final_losses(results, before).mean() if before else 0.0
+            panel.set(xlabel=x, ylabel="nats per character" if number % columns == 0 else "")
+            panel.set_ylim(_window(peers, goal))
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+            own = rows[rows["label"] == label] if x == "seconds" else peers
+            panel.set_xlim(0, max(1e-9, own["x"].max()))
+        _ladder(sns, figure.add_subplot(grid[:, columns]), results, palette)
+    figure.legend(
+        [
+            Line2D([], [], color="black", linewidth=2),
+            Line2D([], [], color="black", linestyle=":"),
+            Line2D([], [], color="0.6"),
+            Line2D([], [], color="black", linestyle="--", linewidth=1),
+        ],
+        ["validation", "train", f"validation of the rung before{or_plain}", "the best that a counted bigram can do"],
+        loc="outside lower center",
+        ncols=4,
     )
-    for row, label in enumerate(order):
-        mean, spread, n = means.loc[label]
-        text = f"{mean:.3f}" + (f" ± {spread:.3f}" if n > 1 else "")
-        panels[2].annotate(text, (mean, row), xytext=(0, 12), textcoords="offset points", ha="center", fontsize="small")
-    panels[2].set(title="final validation loss of each run", xlabel="nats per character", ylabel="")
-    panels[2].margins(x=0.18)
     figure.suptitle(f"What each part of a GPT buys: {results.corpus}, mean and standard deviation over seeds")
     return figure
 
 
-def _window(results: Results) -> tuple[float, float]:
-    """From just below the lowest loss of all to somewhat above the highest final one."""
-    final = results.final()[["train_loss", "val_loss"]]
-    lowest, highest = final.min().min(), final.max().max()
-    room = max(0.1, highest - lowest)
-    return lowest - 0.06 * room, highest + 0.5 * room
+def _curves(
+    sns, panel: Axes, results: Results, rows: pd.DataFrame, label: str, before: str | None, colour: tuple
+) -> None:
+    """Of one rung, and of the one before it."""
+    own, losses = rows[rows["label"] == label], _final_losses(results, label)
+    if before is not None:
+        sns.lineplot(rows[rows["label"] == before], x="x", y="val_loss", color="0.6", errorbar=None, ax=panel)
+    sns.lineplot(own, x="x", y="train_loss", color=colour, linestyle=":", errorbar=None, ax=panel)
+    sns.lineplot(own, x="x", y="val_loss", color=colour, linewidth=2, errorbar="sd", ax=panel)
+    if label == "bigram":
+        _floor(results, panel.axhline)
+    panel.set_title(f"{label}\n{losses.mean():.3f}{_spread(losses)}", fontsize="medium")
+
+
+def _ladder(sns, panel: Axes, results: Results, palette: dict) -> None:
+    """The final validation loss of every run, and of each rung the mean with its 95% interval."""
+    order = results.order
+    which = {"x": "val_loss", "y": "label", "hue": "label", "order": order, "hue_order": order, "palette": palette}
+    sns.stripplot(results.final(), **which, jitter=False, alpha=0.6, ax=panel)
+    for row, label in enumerate(order):
+        losses = _final_losses(results, label)
+        mean, low, high = losses.mean(), losses.min(), losses.max()
+        if len(losses) > 1 and low < high:
+            low, high = stats.t.interval(0.95, len(losses) - 1, mean, stats.sem(losses))
+            panel.errorbar(mean, row + 0.25, xerr=[[mean - low], [high - mean]], color="black", capsize=3, marker="|")
+        panel.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 8), textcoords="offset points", ha="center")
+    _floor(results, panel.axvline)
+    panel.set(title="final validation loss of each run,\nand the mean's 95% interval", xlabel="nats per character")
+    panel.set(ylabel="")
+    panel.margins(x=0.15)
+
+
+def _final_losses(results: Results, label: str) -> pd.Series:
+    final = results.final()
+    return final[final["label"] == label]["val_loss"]
+
+
+def _spread(losses: pd.Series) -> str:
+    return (f" ± {losses.std():.3f}" if len(losses) > 1 else "") + f" (n = {len(losses)})"
+
+
+def _floor(results: Results, line) -> None:
+    """Draw the bigram's floor with `line`, if it is known for this text."""
+    sha256 = results.rows["corpus_sha256"].iloc[0]
+    if "bigram" in results.order and sha256 in BIGRAM_FLOORS:
+        line(BIGRAM_FLOORS[sha256], color="black", linestyle="--", linewidth=1)
+
+
+def _peers(results: Results, label: str) -> set[str]:
+    """The labels that were trained on about as many characters, within a factor of two: their panels share their axes.
+
+    So a scaled-up rung, which reads many times as much and ends far lower, does not squeeze the others out of sight.
+    """
+    characters = results.final().groupby("label")["tokens"].max().clip(lower=1)
+    return set(characters[(characters / characters[label]).between(0.5, 2)].index)
+
+
+def _window(rows: pd.DataFrame, goal: float) -> tuple[float, float]:
+    """From just below the lowest loss to just above those at a tenth of a run, and above `goal`.
+
+    The start, which is alike for all, is left out: it would take half the height, and what differs is below.
+    """
+    later = rows[rows["step"] >= rows["steps"] / 10][["train_loss", "val_loss"]]
+    lowest, highest = later.min().min(), max(later.max().max(), goal)
+    room = 0.06 * max(0.1, highest - lowest)
+    return lowest - room, highest + room
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -41,6 +41,17 @@ class Results:
     def final(self) -> pd.DataFrame:
         """The last row of each run: (label, seed) is unique."""
         return self.rows[self.rows["step"] == self.rows["steps"]]
+
+    def only(self, rungs: tuple[str, ...]) -> Results:
+        """Those of these rungs alone, where any are named. Raises UserError for one that has no runs here."""
+        check_rungs(rungs)
+        missing = set(rungs) - set(self.rows["experiment"])
+        if missing:
+            raise UserError(f"there are no runs to show of {', '.join(sorted(missing))}; train them first")
+        if not rungs:
+            return self
+        rows = self.rows[self.rows["experiment"].isin(rungs)]
+        return replace(self, rows=rows, order=[label for label in self.order if label in set(rows["label"])])
 
 
 def load_results(

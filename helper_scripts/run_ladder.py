@@ -88,10 +88,10 @@ def left_to_do(
     configs: list[tuple[str, TrainConfig]], rows: pd.DataFrame | None, corpus: Corpus, options: Options
 ) -> list[Run]:
     """Those that are not in the log `rows`; the longest come first, so that none of them is left over alone."""
-    rows = None if rows is None else rows[rows["step"] == rows["steps"]]
+    timed = read_log(LOSS_CSV) if rows is None and LOSS_CSV.exists() else rows
     device = choose_device(options.device).type
     runs = [
-        Run(rung, config, weight=config.steps * _seconds_a_step(rung, config, rows))
+        Run(rung, config, weight=config.steps * _seconds_a_step(rung, config, timed))
         for rung, config in configs
         if options.again or rows is None or not _is_logged(rung, config, rows, corpus, device)
     ]
@@ -100,6 +100,7 @@ def left_to_do(
 
 def _is_logged(rung: str, config: TrainConfig, rows: pd.DataFrame, corpus: Corpus, device: str) -> bool:
     """Whether `rows` have this very run, of the code that is here."""
+    rows = rows[rows["step"] == rows["steps"]]
     same = {"experiment": rung, "seed": config.seed, "config": fingerprint(config), "device": device}
     same |= {"corpus_sha256": corpus.sha256[:12], "torch": str(torch.__version__)}
     for column, value in same.items():
@@ -113,8 +114,8 @@ def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -
     if rows is not None:
         own = rows[rows["experiment"] == rung]
         for alike in (own[own["config"] == fingerprint(config)], own, rows):
-            if seconds := (alike["seconds"] / alike["steps"].clip(lower=1)).sum():
-                return float(seconds / len(alike))
+            if steps := alike["step"].sum():
+                return max(1e-6, float(alike["seconds"].sum() / steps))
     return 1.0
 
 

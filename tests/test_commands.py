@@ -390,15 +390,57 @@ def test_the_plot_has_ink_in_every_panel(log, tmp_path, monkeypatch, capsys):
     figure.canvas.draw()
     picture = matplotlib.image.imread(out)
     height, width = picture.shape[:2]
-    assert len(figure.axes) == 3
+    assert [panel.get_title().partition("\n")[0] for panel in figure.axes[:2]] == ["bigram", "residual"]
+    assert len(figure.axes) == 3  # and the ladder
     for panel in figure.axes:
         box = panel.get_position()
         rows = slice(int((1 - box.y1) * height), int((1 - box.y0) * height))
         pixels = picture[rows, int(box.x0 * width) : int(box.x1 * width), :3]
         colourful = (pixels.max(axis=-1) - pixels.min(axis=-1) > 0.3).sum()
         assert colourful > 20, panel.get_title()
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend[0] == "bigram  3.000" and legend[1].startswith("residual  ")
+    assert figure.axes[0].get_title() == "bigram\n3.000 ± 0.354 (n = 2)"
+
+
+def drawn(panel) -> dict[str, list]:
+    """The curves of a panel, by colour and style, as lists of points."""
+    return {f"{line.get_color()} {line.get_linestyle()}": line.get_xydata().tolist() for line in panel.get_lines()}
+
+
+def test_curves_are_means_over_seeds_against_what_was_asked_for(log):
+    results = load_results(log, "words.txt")
+    rows = results.rows[results.rows["label"] == "bigram"]
+    means = rows.groupby("step")[["val_loss", "seconds", "tokens"]].mean()
+    for x, column in (("steps", None), ("seconds", "seconds"), ("characters", "tokens")):
+        bigram, residual, _ = plot_loss.draw(results, Figure(), x).axes
+        assert bigram.get_xlabel() == x
+        across = [0, 1, 2] if column is None else means[column].tolist()
+        curve = [points for points in drawn(bigram).values() if len(points) == 3][-1]
+        assert curve == [pytest.approx(point) for point in zip(across, means["val_loss"], strict=True)]
+        assert curve in [points for style, points in drawn(residual).items() if style.startswith("0.6")]  # in grey
+
+
+def test_a_scaled_up_rung_has_axes_of_its_own(log):
+    results = load_results(log, "words.txt")
+    results.rows.loc[results.rows["label"] == "residual", "tokens"] *= 8
+    results.rows.loc[results.rows["label"] == "residual", ["train_loss", "val_loss"]] /= 3
+    bigram, residual, _ = plot_loss.draw(results, Figure(), "characters").axes
+    assert bigram.get_ylim()[0] > 2 > residual.get_ylim()[0]
+    assert residual.get_xlim()[1] == 8 * bigram.get_xlim()[1]
+    results.rows.loc[results.rows["label"] == "residual", "tokens"] //= 8
+    bigram, residual, _ = plot_loss.draw(results, Figure(), "characters").axes
+    assert (bigram.get_xlim(), bigram.get_ylim()) == (residual.get_xlim(), residual.get_ylim())
+
+
+def test_only_the_rungs_that_were_asked_for_are_drawn(log, tmp_path, monkeypatch, capsys):
+    common = ["plot_loss", "--loss-csv", str(log), "--corpus", "words.txt", "--out", str(tmp_path / "curves.svg")]
+    monkeypatch.setattr(sys, "argv", [*common, "--rungs", "residual", "--x", "seconds"])
+    plot_loss.main()
+    assert "drew 2 runs of 1 rungs" in capsys.readouterr().out
+    for rung, words in (("gpt", "there are no runs to show of gpt"), ("residul", "there is no rung residul")):
+        monkeypatch.setattr(sys, "argv", [*common, "--rungs", rung])
+        with pytest.raises(SystemExit):
+            plot_loss.main()
+        assert words in capsys.readouterr().err
 
 
 def test_the_benchmark_holds_rung_8_against_the_plain_reference(text_file, monkeypatch, capsys):

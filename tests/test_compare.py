@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+import gpt
 from data import LossLog
 from data.loss_log import COLUMNS
-from helper_scripts import compare, controls
+from helper_scripts import compare, controls, equal
 from helper_scripts.compare import normal, seeds_that_would_tell, verdict
+from helper_scripts.models import config_of, rung_before, rung_module, training_flops
 
 
 def losses(*values, first=0) -> pd.Series:
@@ -90,6 +92,70 @@ def test_the_ladder_rung_by_rung(logged, monkeypatch, capsys):
     assert said[0].startswith("multi_head is better than bigram: ")
     assert said[1].startswith("residual and multi_head cannot be told apart: ")
     assert said[2:] == ["left out 1 run that did not finish"]
+
+
+def test_what_a_rung_is_held_against(monkeypatch):
+    order = ["bigram", "residual", "residual --n-layer 1", "pre_norm", "gpt", "gpt --steps 9"]
+    assert [rung_before(label, order) for label in order] == [None, "bigram", "residual", "residual", "pre_norm", "gpt"]
+    monkeypatch.setattr(gpt, "AFTER", "stages.residual", raising=False)
+    assert rung_before("gpt", order) == "residual"
+    assert rung_before("gpt", ["bigram", "gpt"]) == "bigram"
+    assert rung_before("gpt --steps 9", ["bigram", "gpt --steps 9"]) == "bigram"
+
+
+# Sizes, and the ladder at equal ones
+
+
+@pytest.mark.parametrize(("rung", "vocab"), [("bigram", 65), ("pre_norm", 65), ("pre_norm", 7), ("self_attention", 65)])
+def test_flops_by_hand(rung, vocab):
+    """Two for each weight of a product, and as many for each pair of positions; twice that again for the gradients."""
+    C, T, layers = 32, 8, 3
+    attention = 2 * (3 * C * C) + 2 * 2 * T * C
+    by_hand = {
+        "bigram": 0,  # it looks up, and multiplies nothing
+        "self_attention": 3 * (attention + 2 * C * vocab),
+        "pre_norm": 3 * (layers * (attention + 2 * C * C + 2 * 8 * C * C) + 2 * C * vocab),
+    }
+    model = rung_module(rung).LanguageModel(vocab, config_of(rung))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert training_flops(rung, parameters) == by_hand[rung]
+    assert training_flops(rung, parameters + 1) is None
+    assert training_flops(f"{rung} --no-such-flag 1", parameters) is None
+
+
+def test_equal_settings_are_equal():
+    """The widths by the models themselves; the times cannot be tested but in the log, which the tables show."""
+
+    def parameters(label):
+        model = rung_module(label.split()[0]).LanguageModel(65, config_of(label))
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    goal = parameters("pre_norm")
+    assert all(abs(parameters(label) / goal - 1) < 0.06 for label in equal.PARAMETERS)
+
+
+def test_a_reading_by_hand(logged, monkeypatch, capsys):
+    def runs(label: str, loss: float, power: int = 1) -> list[dict]:
+        rung, _, flags = label.partition(" ")
+        settings = {"experiment": rung, "flags": flags, "commit": flags, "config": label}
+        return [row(**settings, seed=seed, val_loss=loss + 0.01 * seed**power) for seed in range(3)]
+
+    rows = [
+        values
+        for labels in (equal.PARAMETERS[:3], equal.TIME)
+        for k, label in enumerate(labels)
+        for values in runs(label, 3 - k)
+    ]
+    rows += runs("residual", 0.5, power=2)
+    monkeypatch.setattr(sys, "argv", ["equal.py", "--loss-csv", str(logged("log.csv", rows))])
+    equal.main()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("| at equal parameters | parameters |")
+    assert said[2] == "| `self_attention --n-embd 98` | 5 | **3.010** ± 0.010 (n = 3) |  |"
+    assert "| -1.000 (-1.000 to -1.000, n = 3) |" in said[3]
+    low, high = stats.t.interval(0.95, 2, np.mean([0, 0, 0.02]) - 0.5, stats.sem([0, 0, 0.02]))
+    assert f"| -0.493 ({low:+.3f} to {high:+.3f}, n = 3) |" in said[5]
+    assert said[9].startswith("| at equal seconds | seconds |") and "pre_norm" in said[17]
 
 
 def test_a_rung_before_and_after_a_change(logged, monkeypatch, capsys):
