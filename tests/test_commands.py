@@ -56,7 +56,8 @@ def small_sizes(rung: str) -> list[str]:
 
 
 def readme_commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    before, _, after = README.partition("## Add a rung of your own")  # whose commands need a rung that is not there
+    blocks = re.findall(r"```bash\n(.*?)```", before + after.partition("\n## ")[2], flags=re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     parts = [part.strip() for line in lines if line for part in line.split("&&")]
     return list(dict.fromkeys(part for part in parts if part.startswith(("python ", "torchrun "))))
@@ -75,16 +76,19 @@ def shortened(command: str, folder: Path, text_file: Path) -> list[str]:
         words += ["--minutes", "0.3"] if "--minutes" in words else ["--steps", "2"]  # the last one given counts
         words += [*corpus, "--sample-length", "9", *small_sizes(name), *outputs(folder)]
     elif name == "run_ladder":
+        words = ["1" if word == "5" else word for word in words]  # seeds
         words += [*corpus, "--steps", "2", *outputs(folder), "--out", str(folder / "curves.png")]
     elif name == "plot_loss":
-        words += ["--out", str(folder / "curves.png")]
+        words += ["--out", str(folder / "curves.png")]  # the last one given counts
+    elif name == "sample":
+        words += ["--runs-dir", str(folder / "runs"), "--device", "cpu", "--length", "9", "--prompt", "to be"]
     elif name == "benchmark":
         words += [*corpus, "--seconds", "0.01", "--text-mb", "1", "--device", "cpu"]
         words += [] if set(words) & set(RUNGS) else ["bigram"]
         words += ["--rounds", "0"]  # a step of the plain reference takes as long as all else here
     elif name == "compare":
         pass  # it only reads
-    elif name in ("ladder_table", "controls"):
+    elif name in ("ladder_table", "controls", "equal"):
         shutil.copy(ROOT / "README.md", folder / "README.md")
     else:
         raise ValueError(f"nothing here keeps {command} from writing into the project")
@@ -105,6 +109,8 @@ def test_every_command_of_readme_runs_from_a_foreign_folder(tmp_path, text_file)
         words = shortened(command, folder, text_file)
         if "--resume" in words:  # there has to be something to resume
             start([word for word in words if word != "--resume"], folder)
+        if "sample.py" in command:  # and something to sample from
+            train_here(MODULES[RUNGS.index("gpt")], folder, text_file)
         return command, start(words, folder)
 
     before = read_log(ROOT / "data" / "loss_gpt_pd.csv")

@@ -155,7 +155,7 @@ def test_a_reading_by_hand(logged, monkeypatch, capsys):
     assert "| -1.000 (-1.000 to -1.000, n = 3) |" in said[3]
     low, high = stats.t.interval(0.95, 2, np.mean([0, 0, 0.02]) - 0.5, stats.sem([0, 0, 0.02]))
     assert f"| -0.493 ({low:+.3f} to {high:+.3f}, n = 3) |" in said[5]
-    assert said[9].startswith("| at equal seconds | seconds |") and "pre_norm" in said[17]
+    assert said[9].startswith("| at equal time | steps |") and "pre_norm" in said[17]
 
 
 def test_a_rung_before_and_after_a_change(logged, monkeypatch, capsys):

@@ -1,0 +1,82 @@
+"""README's walk from an idea to a verdict, step by step, in a copy of the project."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from data import read_log
+
+WALK = (
+    (ROOT / "README.md").read_text(encoding="utf-8").partition("## Add a rung of your own\n")[2].partition("\n## ")[0]
+)
+SHORT = ["--steps", "4"]
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    """All files of the project that git knows, or would."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, done.stdout.split("\0")):
+        if (ROOT / name).exists():
+            (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / "copy" / name)
+    return tmp_path / "copy"
+
+
+def shortened(words: list[str], folder: Path, text_file: Path) -> list[str]:
+    """The walk's command for a few steps on a small text, writing into `folder` alone."""
+    name = Path(words[1]).stem
+    log = ["--loss-csv", str(folder / "log.csv")]
+    training = [*SHORT, "--corpus", str(text_file), "--device", "cpu", *log, "--runs-dir", str(folder / "runs")]
+    if words[0] == "pytest":
+        return [sys.executable, "-m", *words, "-n0", "-p", "no:cacheprovider"]
+    if name == "compare":
+        words = words[:2] + [f"{rung} {' '.join(SHORT)}" for rung in words[2:]] + log
+        words += ["--corpus", text_file.name]
+    elif name == "run_ladder":
+        words = ["2" if word == "5" else word for word in words] + [*training, "--out", str(folder / "curves.svg")]
+    else:
+        words = [*words, *training]
+    return [sys.executable, *words[1:]]
+
+
+def test_from_an_idea_to_a_verdict(copy, tmp_path, text_file):
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONIOENCODING": "utf-8"}
+    said = {}
+    for kind, block in re.findall(r"```(bash|diff)\n(.*?)```", WALK, flags=re.DOTALL):
+        if kind == "diff":
+            (tmp_path / "change.diff").write_text(block, encoding="utf-8", newline="\n")
+            subprocess.run(["git", "apply", str(tmp_path / "change.diff")], cwd=copy, check=True)
+            continue
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[0] == "cp":
+                shutil.copy(copy / words[1], copy / words[2])
+                continue
+            command = shortened(words, tmp_path, text_file)
+            done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, encoding="utf-8")
+            assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            said[Path(words[1]).stem if words[0] == "python" else words[0]] = done.stdout
+
+    assert set(said) == {"gelu", "pytest", "run_ladder", "compare"}
+    assert "gelu: " in said["gelu"] and "validation loss" in said["gelu"]
+    assert int(re.search(r"(\d+) passed", said["pytest"])[1]) >= 10 and "failed" not in said["pytest"]
+    rows = [line for line in said["run_ladder"].splitlines() if line.startswith("| `")]
+    assert [line.split("`")[1] for line in rows] == ["pre_norm --steps 4", "gelu --steps 4"]
+    assert "| a ReLU without the corner |" in rows[1] and "(n = 2)" in rows[1]
+    assert "drew 4 runs of 2 rungs" in said["run_ladder"]
+    assert "gelu --steps 4" in said["compare"] and "n = 2 seeds" in said["compare"]
+    losses = read_log(tmp_path / "log.csv").groupby("experiment")["val_loss"].last()
+    assert losses["gelu"] != losses["pre_norm"]  # the change is really there
