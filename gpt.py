@@ -153,8 +153,9 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (2 * config.n_layer) ** 0.5 if adds_to_the_sum else 0.02)
         self.position_embedding.weight.data.copy_(0.2 * waves(config.block_size, config.n_embd))
 
-    def forward(self, idx, past=0):
-        """idx: int64 (B, T) -> logits (B, T, V). past: characters before them, in the cache; past + T <= block_size."""
+    def forward(self, idx):
+        """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
+        past = self.blocks[0].attention.cache.length  # characters before these, while sampling; otherwise 0
         positions = torch.arange(past, past + idx.shape[1], device=idx.device)  # (T,)
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
         x = self.dropout(x)

@@ -67,10 +67,7 @@ def test_a_text_in_pieces_gives_the_logits_of_the_whole(small):
     whole = model(idx)
     for cuts in ([1] * T, [3, 1, 4], [T]):
         with remembering(model):
-            done, parts = 0, []
-            for piece in idx.split(cuts, dim=1):
-                parts.append(model(piece, past=done))
-                done += piece.shape[1]
+            parts = [model(piece) for piece in idx.split(cuts, dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), whole)
     torch.testing.assert_close(model(idx), whole)  # and nothing is remembered afterwards
 

@@ -20,6 +20,11 @@ class Cache(nn.Module):
         self.remembers = False
         self.kept: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def length(self) -> int:
+        """The characters that are remembered."""
+        return 0 if self.kept is None else self.kept[0].shape[2]
+
     def forward(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """k, v: (B, H, T, D) -> (B, H, S, D) each, where S counts the T characters and those before them."""
         if not self.remembers:

@@ -95,9 +95,8 @@ def _remembered(model: nn.Module, text: list[int], block_size: int) -> Iterator[
         start = done = window_start(len(text), model, block_size)
         with remembering(model):
             while window_start(len(text), model, block_size) == start:
-                new = torch.tensor([text[done:]], device=device)
-                past, done = done - start, len(text)
-                yield model(new, past=past)[0, -1]
+                new, done = torch.tensor([text[done:]], device=device), len(text)
+                yield model(new)[0, -1]
 
 
 def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None) -> int:
