@@ -23,6 +23,7 @@ from helper_scripts.results import Results, load_results
 from training.cli import errors_in_one_line, parse
 
 CONFIDENCE = 0.95
+POWER = 0.8  # how likely the seeds that are asked for are to tell
 MOST_SEEDS = 1000  # if more than that would be needed, nobody will
 
 
@@ -64,7 +65,8 @@ def two_sets(options: Options) -> list[str]:
         final_losses(log, name, options.corpus) for log, name in zip(logs, names, strict=True)
     )
     if names[0] == names[1]:
-        names = tuple(f"{name} of {log.name}" for name, log in zip(names, logs, strict=True))
+        brief = logs[0].name != logs[1].name
+        names = tuple(f"{name} of {log.name if brief else log}" for name, log in zip(names, logs, strict=True))
     return [verdict(*names, one, other), *dict.fromkeys([*left_out, *left_out_there])]
 
 
@@ -89,7 +91,7 @@ def final_losses(loss_csv: Path, name: str, corpus: str | None) -> tuple[pd.Seri
 def losses_of(results: Results, label: str) -> pd.Series:
     """The final validation losses of `label`, by seed. Raises UserError where there are none."""
     if label not in results.order:
-        raise UserError(f"the log has no finished runs of {label!r}; it has {', '.join(results.order)}")
+        raise UserError(f"{results.log} has no finished runs of {label!r}; it has {', '.join(results.order)}")
     final = results.final()
     return final[final["label"] == label].set_index("seed")["val_loss"]
 
@@ -108,37 +110,43 @@ def verdict(name: str, other_name: str, one: pd.Series, other: pd.Series) -> str
     figures = f"{mean:+.4f} (95%: {low:+.4f} to {high:+.4f}, n = {n} seeds)"
     if low <= 0 <= high:
         needed = seeds_that_would_tell(mean, (other - one).std())
-        more = (
-            f"if the difference is real, some {needed} seeds would tell" if needed else "no number of seeds would tell"
-        )
-        return f"{other_name} and {name} cannot be told apart: {figures}; {more}{left_out}"
+        more = f"{needed} seeds would tell, four times in five" if needed else "no number of seeds would tell"
+        return f"{other_name} and {name} cannot be told apart: {figures}; if it is that large, {more}{left_out}"
     return f"{other_name} is {'better' if mean < 0 else 'worse'} than {name}: {figures}{left_out}"
 
 
 def paired(one: pd.Series, other: pd.Series) -> tuple[float, float, float, int]:
     """Mean of `other` - `one` over the seeds that both have, the ends of its 95% interval, and their number.
 
-    The interval is Student's, for paired differences: not a number for a single seed.
+    The interval is Student's, for paired differences: not a number for less than two seeds.
     """
     seeds = one.index.intersection(other.index)
     differences = other[seeds] - one[seeds]
     mean = differences.mean()
-    if len(seeds) > 1 and differences.nunique() == 1:  # no spread at all, of which scipy makes nan
+    if len(seeds) < 2:
+        return mean, math.nan, math.nan, len(seeds)
+    if differences.nunique() == 1:  # no spread at all, of which scipy makes nan
         return mean, mean, mean, len(seeds)
     low, high = stats.ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
     return mean, low, high, len(seeds)
 
 
 def change(one: pd.Series, other: pd.Series) -> str:
-    """What `other` is above `one`, with its interval, for a table."""
+    """What `other` is above `one`, with its interval, for a table: over the n seeds that both have."""
     mean, low, high, n = paired(one, other)
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, n = {n})"
+    if n == 0:
+        return "no seed in common"
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, n = {n})" if n > 1 else f"{mean:+.3f} (n = 1)"
 
 
 def seeds_that_would_tell(mean: float, deviation: float) -> int | None:
-    """The smallest number of seeds whose interval would exclude zero, if mean and deviation stayed as they are."""
+    """The smallest number of seeds whose interval would exclude zero with probability POWER.
+
+    mean, deviation: of the differences, taken for the true ones. Student's statistic then follows his noncentral t.
+    """
     for n in range(2, MOST_SEEDS + 1):
-        if stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * deviation / math.sqrt(n) < abs(mean):
+        limit = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
+        if stats.nct.sf(limit, n - 1, abs(mean) / deviation * math.sqrt(n)) >= POWER:
             return n
     return None
 
@@ -153,9 +161,10 @@ def normal(mine: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
             unfinished += 1
             continue
         name = f"{last['experiment']} {last['flags']}".strip() + f", seed {last['seed']}: {last['val_loss']:.4f}"
-        alike = theirs[theirs["run"] != last["run"]]  # where both logs have the run
-        for column in ("experiment", "config", "corpus_sha256"):
+        alike = theirs[theirs["seed"] != last["seed"]]  # for its own seed's would be no news
+        for column in ("experiment", "config", "corpus_sha256", "precision"):
             alike = alike[alike[column] == last[column]]
+        alike = alike.drop_duplicates("seed", keep="last")  # a run that was repeated is one run
         lines.append(f"{name}; {_among(last['val_loss'], alike['val_loss'])}")
     if unfinished:
         lines.append(f"left out {unfinished} run{'s' * (unfinished > 1)} that did not finish")

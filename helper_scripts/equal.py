@@ -7,8 +7,11 @@ flags: `run_ladder.py "multi_head --n-embd 88" --seeds 5`. With --write, the tab
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
 
 from data import LOSS_CSV
 from helper_scripts.compare import change, losses_of
@@ -26,7 +29,7 @@ PARAMETERS = (  # 42,000, as near as a width that four heads can share comes; a 
     "post_norm",
     "pre_norm",
 )
-TIME = (  # that of pre_norm's 5,000 steps: one of its steps took 8.9 ms where a bigram's took 1.0, all timed in turn
+TIME = (  # that of pre_norm's 5,000 steps, by what a step of each takes at its own settings
     "bigram --steps 45000",
     "self_attention --steps 20000",
     "multi_head --steps 16000",
@@ -56,24 +59,32 @@ def both_readings(results: Results) -> str:
     """Raises UserError where the log has no runs of one of the settings."""
     return "\n\n".join(
         (
-            reading(results, PARAMETERS, "| at equal parameters | parameters |", "parameters"),
-            reading(results, TIME, "| at equal time | steps |", "steps"),
+            reading(results, PARAMETERS, "| at equal parameters | parameters |", _parameters),
+            reading(results, TIME, "| at equal time | seconds |", _seconds),
         )
     )
 
 
-def reading(results: Results, labels: tuple[str, ...], title: str, column: str) -> str:
-    """A row for each of `labels`, with that column of the log, and what it changes about the one before."""
-    final = results.final()
+def reading(results: Results, labels: tuple[str, ...], title: str, size: Callable[[pd.DataFrame, str], float]) -> str:
+    """A row for each of `labels`, with its size, and what it changes about the one before."""
     lines = [f"{title} validation loss | change, and its 95% interval |", "|---|---|---|---|"]
     before = None
     for label in labels:
         losses = losses_of(results, label)
-        size = final[final["label"] == label][column].iloc[0]
         changed = "" if before is None else change(before, losses)
-        lines.append(f"| `{label}` | {size:,.0f} | {mean_and_spread(losses)} | {changed} |")
+        lines.append(f"| `{label}` | {size(results.final(), label):,.0f} | {mean_and_spread(losses)} | {changed} |")
         before = losses
     return "\n".join(lines)
+
+
+def _parameters(final: pd.DataFrame, label: str) -> float:
+    return final[final["label"] == label]["parameters"].iloc[0]
+
+
+def _seconds(final: pd.DataFrame, label: str) -> float:
+    """Of as many steps, by what a step of the plain rung took: those were all timed alike, on one machine."""
+    plain = final[final["label"] == label.split()[0]]
+    return (plain["seconds"] / plain["steps"]).mean() * final[final["label"] == label]["steps"].iloc[0]
 
 
 if __name__ == "__main__":

@@ -99,6 +99,12 @@ def show(table: str, page: Path | None, name: str) -> None:
 
 def write_between_markers(path: Path, table: str, name: str) -> None:
     """Replace what stands between the markers of that name. Raises UserError where the file or a marker is missing."""
+    before, after = around_markers(path, name)
+    path.write_text(f"{before}\n{table}\n{after}", encoding="utf-8", newline="\n")
+
+
+def around_markers(path: Path, name: str) -> tuple[str, str]:
+    """A page up to the first marker of that name, and from the second on. Raises UserError where one is missing."""
     opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     try:
         text = path.read_text(encoding="utf-8")
@@ -108,7 +114,7 @@ def write_between_markers(path: Path, table: str, name: str) -> None:
     _, end, after = rest.partition(closing)
     if not (begin and end):
         raise UserError(f"{path} lacks the lines {opening} and {closing}; put them where the table is to go")
-    path.write_text(f"{before}{opening}\n{table}\n{closing}{after}", encoding="utf-8", newline="\n")
+    return before + begin, end + after
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from stages import LADDER
 from training import TrainConfig
 from training.checkpoint import load_checkpoint
 from training.cli import parse
+from training.config import NOT_COMPARED
 from training.state import Evaluation
 
 
@@ -29,6 +30,7 @@ class Trained:
     model: nn.Module
     config: TrainConfig
     tokenizer: CharTokenizer
+    corpus: str
     last: Evaluation
 
 
@@ -39,14 +41,14 @@ def rung_module(rung: str) -> ModuleType:
 def rung_before(label: str, order: list[str]) -> str | None:
     """What of `order`, labels in ladder order, a label is held against.
 
-    A rung with flags: itself without them. A rung: the one that it names as AFTER, or else the nearest below it. None
-    where there is no such.
+    A rung with flags: itself without them. Otherwise the rung that it names as AFTER, or else the nearest below it,
+    with the same flags. None where there is no such.
     """
     rung, _, flags = label.partition(" ")
     if flags and rung in order:
         return rung
-    after = getattr(rung_module(rung), "AFTER", "").rpartition(".")[2]
-    below = [other for other in order[: order.index(label)] if " " not in other]
+    after = f"{getattr(rung_module(rung), 'AFTER', '').rpartition('.')[2]} {flags}".rstrip()
+    below = [other for other in order[: order.index(label)] if other.partition(" ")[2] == flags]
     return after if after in below else (below or [None])[-1]
 
 
@@ -57,7 +59,15 @@ def config_of(label: str, **settings) -> TrainConfig:
     """
     rung, *flags = label.split() or [""]
     check_rungs((rung,))
-    config = parse(rung_module(rung).Config, description="", args=flags)
+    config_type = rung_module(rung).Config
+    try:
+        config = parse(config_type, description="", args=flags)
+    except UserError as error:
+        raise UserError(f"{label}: {error}") from None
+    own = config_type()
+    for name in NOT_COMPARED - {"precision", "recipe"}:
+        if getattr(config, name) != getattr(own, name):
+            raise UserError(f"{label}: --{name.replace('_', '-')} is the same for all that is compared: not for one")
     return replace(config, **settings)
 
 
@@ -65,13 +75,15 @@ def training_flops(label: str, parameters: int) -> float | None:
     """Floating-point operations of training on one character, forward and backward, as torch counts its products.
 
     parameters: those of the model as it was logged, which tell the size of the alphabet. None where no alphabet gives
-    that number, or there are no such flags: the rung is another by now.
+    that number, or there are no such flags: the rung is another by now. None too where a model cannot be counted so.
     """
     try:
-        config, module = config_of(label), rung_module(label.split()[0])
-    except UserError:
+        return _training_flops(config_of(label), rung_module(label.split()[0]), parameters)
+    except (UserError, RuntimeError, NotImplementedError):
         return None
 
+
+def _training_flops(config: TrainConfig, module: ModuleType, parameters: int) -> float | None:
     def model(vocab_size: int) -> nn.Module:
         with torch.device("meta"):  # shapes without numbers
             return module.LanguageModel(vocab_size, config)
@@ -105,12 +117,17 @@ def load_model(path: Path) -> Trained:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} does not fit {rung} as it is now: {reason}; train it again") from None
-    return Trained(rung, model.eval(), config, tokenizer, Evaluation(**last[0]))
+    return Trained(rung, model.eval(), config, tokenizer, str(content["facts"].get("corpus")), Evaluation(**last[0]))
+
+
+def checkpoints(runs_dir: Path, rung: str = "*") -> list[Path]:
+    """Those of `rung`, or of all, the latest last."""
+    return sorted(runs_dir.glob(f"{rung}-seed*.pt"), key=lambda path: path.stat().st_mtime)
 
 
 def latest_checkpoint(runs_dir: Path, rung: str = "*") -> Path:
     """The one of `rung`, or of all, that was written last. Raises UserError where there is none."""
-    files = sorted(runs_dir.glob(f"{rung}-seed*.pt"), key=lambda path: path.stat().st_mtime)
+    files = checkpoints(runs_dir, rung)
     if not files:
         which = "" if rung == "*" else f" of {rung}"
         raise UserError(f"there is no checkpoint{which} in {runs_dir}; train a rung first, or name another --runs-dir")

@@ -33,6 +33,7 @@ X = {"steps": "step", "seconds": "seconds", "characters": "tokens"}  # columns o
 # The validation loss of the table of pairs that are counted in the train split, each count one higher, by the text's
 # hash: no bigram model can do much better.
 BIGRAM_FLOORS = {"86c4e6aa9db7": 2.4819}
+FLOOR = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,11 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
     palette = dict(zip(order, sns.husl_palette(len(order), h=0.6, s=0.9, l=0.55), strict=True))
     or_plain = ", or without the flags" if any(" " in label for label in order) else ""
     columns = min(COLUMNS, len(order))
-    lines = math.ceil(len(order) / columns)
-    figure.set_size_inches(3.1 * columns + 4.6, max(4.4, 3.3 * lines + 0.9))
+    height = math.ceil(len(order) / columns)
+    figure.set_size_inches(3.1 * columns + 4.6, max(4.4, 3.3 * height + 0.9))
     figure.set_layout_engine("constrained")
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
-        grid = figure.add_gridspec(lines, columns + 1, width_ratios=[1] * columns + [1.5])
+        grid = figure.add_gridspec(height, columns + 1, width_ratios=[1] * columns + [1.5])
         for number, label in enumerate(order):
             panel = figure.add_subplot(grid[number // columns, number % columns])
             before = rung_before(label, order)
@@ -108,17 +109,13 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
             own = rows[rows["label"] == label] if x == "seconds" else peers
             panel.set_xlim(0, max(1e-9, own["x"].max()))
         _ladder(sns, figure.add_subplot(grid[:, columns]), results, palette)
-    figure.legend(
-        [
-            Line2D([], [], color="black", linewidth=2),
-            Line2D([], [], color="black", linestyle=":"),
-            Line2D([], [], color="0.6"),
-            Line2D([], [], color="black", linestyle="--", linewidth=1),
-        ],
-        ["validation", "train", f"validation of the rung before{or_plain}", "the best that a counted bigram can do"],
-        loc="outside lower center",
-        ncols=4,
-    )
+    lines = {"validation": {"linewidth": 2}, "train": {"linestyle": ":"}}
+    if any(rung_before(label, order) for label in order):
+        lines[f"validation of the rung before{or_plain}"] = {"color": "0.6"}
+    if _floor_of(results):
+        lines["the best that a counted bigram can do"] = FLOOR
+    handles = [Line2D([], [], **{"color": "black"} | style) for style in lines.values()]
+    figure.legend(handles, list(lines), loc="outside lower center", ncols=4)
     figure.suptitle(f"What each part of a GPT buys: {results.corpus}, mean and standard deviation over seeds")
     return figure
 
@@ -132,8 +129,8 @@ def _curves(
         sns.lineplot(rows[rows["label"] == before], x="x", y="val_loss", color="0.6", errorbar=None, ax=panel)
     sns.lineplot(own, x="x", y="train_loss", color=colour, linestyle=":", errorbar=None, ax=panel)
     sns.lineplot(own, x="x", y="val_loss", color=colour, linewidth=2, errorbar="sd", ax=panel)
-    if label == "bigram":
-        _floor(results, panel.axhline)
+    if label == "bigram" and (floor := _floor_of(results)):
+        panel.axhline(floor, **FLOOR)
     panel.set_title(f"{label}\n{losses.mean():.3f}{_spread(losses)}", fontsize="medium")
 
 
@@ -149,7 +146,8 @@ def _ladder(sns, panel: Axes, results: Results, palette: dict) -> None:
             low, high = stats.t.interval(0.95, len(losses) - 1, mean, stats.sem(losses))
             panel.errorbar(mean, row + 0.25, xerr=[[mean - low], [high - mean]], color="black", capsize=3, marker="|")
         panel.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 8), textcoords="offset points", ha="center")
-    _floor(results, panel.axvline)
+    if floor := _floor_of(results):
+        panel.axvline(floor, **FLOOR)
     panel.set(title="final validation loss of each run,\nand the mean's 95% interval", xlabel="nats per character")
     panel.set(ylabel="")
     panel.margins(x=0.15)
@@ -164,11 +162,9 @@ def _spread(losses: pd.Series) -> str:
     return (f" ± {losses.std():.3f}" if len(losses) > 1 else "") + f" (n = {len(losses)})"
 
 
-def _floor(results: Results, line) -> None:
-    """Draw the bigram's floor with `line`, if it is known for this text."""
-    sha256 = results.rows["corpus_sha256"].iloc[0]
-    if "bigram" in results.order and sha256 in BIGRAM_FLOORS:
-        line(BIGRAM_FLOORS[sha256], color="black", linestyle="--", linewidth=1)
+def _floor_of(results: Results) -> float | None:
+    """The bigram's floor, if it is among what is drawn and its floor is known for this text."""
+    return BIGRAM_FLOORS.get(results.rows["corpus_sha256"].iloc[0]) if "bigram" in results.order else None
 
 
 def _peers(results: Results, label: str) -> set[str]:

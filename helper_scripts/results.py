@@ -31,12 +31,14 @@ class Results:
     """rows: the log's rows that are comparable, `label` added: the rung, and its flags where they are not its own.
 
     order: the labels, in ladder order. corpus: the one they were all trained on. left_out: a line for each reason.
+    log: where they are from.
     """
 
     rows: pd.DataFrame
     order: list[str]
     corpus: str
     left_out: list[str]
+    log: Path
 
     def final(self) -> pd.DataFrame:
         """The last row of each run: (label, seed) is unique."""
@@ -100,4 +102,4 @@ def load_results(
     if rows.empty:
         raise UserError(f"nothing to show from {loss_csv}: {'; '.join(left_out)}")
     order = sorted(rows["label"].unique(), key=lambda label: (RUNGS.index(label.split()[0]), label))
-    return Results(rows, order, corpus, left_out)
+    return Results(rows, order, corpus, left_out, loss_csv)

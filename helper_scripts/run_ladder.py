@@ -2,14 +2,15 @@
 
 Without names: every rung but gpt, which alone takes an hour. A name may bring flags, in quotes: "residual --n-layer 1".
 What the log has already, with the same settings, seed, text, code and torch, is not trained again unless --again asks
-for it. Each run has one thread: small rungs are bound by the overhead of calls and gain next to nothing from a second.
+for it; what was stopped is gone on with. Each run has one thread: small rungs are bound by the overhead of calls and
+gain next to nothing from a second.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,10 +26,12 @@ from helper_scripts.plot_loss import IMAGE, check_picture, write_plot
 from helper_scripts.results import RUNGS, load_results
 from helper_scripts.workers import Result, Run, train_all
 from training import TrainConfig
-from training.cli import errors_in_one_line, parse
+from training.checkpoint import checkpoint_path
+from training.cli import errors_in_one_line, parse, unbreakable_output
 from training.config import RUNS_DIR, fingerprint
 from training.device import choose_device
 from training.provenance import ROOT, unchanged_since
+from training.resume import unfinished
 
 SMALL_RUNGS = tuple(rung for rung in RUNGS if rung != "gpt")
 
@@ -53,48 +56,63 @@ def main() -> None:
         if options.jobs < 0:
             raise UserError(f"--jobs is {options.jobs}; it has to be 0 or more")
         check_picture(options.out)
-        configs = all_configs(options)
+        all_configs(options)  # does all that was asked for exist?
         corpus = load_corpus(options.corpus)  # fetched once, before several processes want it
-        rows = read_log(options.loss_csv) if options.loss_csv.exists() else None
-        runs = left_to_do(configs, rows, corpus, options)
+        if corpus.name == "pydoc":
+            options = replace(options, corpus="pydoc")  # for all of them, even if one could fetch the other by then
+        configs = all_configs(options)
+        is_there = options.loss_csv.exists() and options.loss_csv.stat().st_size
+        runs = left_to_do(configs, read_log(options.loss_csv) if is_there else None, corpus, options)
         if known := len(configs) - len(runs):
             print(f"{known} of {len(configs)} runs are in the log already, of this very code; --again trains them anew")
-        failed = _train(runs, options.jobs) if runs else []
+        if stopped := sum(run.config.resume for run in runs):
+            print(f"{stopped} of {len(configs)} runs were stopped before; going on with them")
+        with unbreakable_output():
+            failed = _train(runs, options.jobs) if runs else []
         if len(failed) < len(configs):
             variants = options.steps is not None or any(" " in label for label in options.rungs)
             results = load_results(options.loss_csv, corpus.name, variants)
-            write_plot(results, options.out)
-            print(f"\n{markdown_table(results)}")
+            print(f"\n{markdown_table(results)}\n")
+            try:
+                write_plot(results, options.out)
+            except UserError as error:
+                failed.append(str(error))
         if failed:
             raise UserError("; ".join(failed))
 
 
 def all_configs(options: Options) -> list[tuple[str, TrainConfig]]:
     """Rung and settings of each run that was asked for. Raises UserError where that is none, or one that cannot be."""
-    seeds = options.seeds if len(options.seeds) > 1 else range(*options.seeds)
+    seeds = options.seeds if len(options.seeds) != 1 else range(options.seeds[0])
     places = {"corpus": options.corpus, "loss_csv": options.loss_csv, "runs_dir": options.runs_dir}
     more = places | {"device": options.device} | ({} if options.steps is None else {"steps": options.steps})
     configs = {  # each once, whatever was typed twice
-        (label.split()[0], config_of(label, seed=seed, sample_length=0, **more)): None
+        (config_of(label, seed=seed, sample_length=0, **more), label.split()[0]): None
         for label in options.rungs
         for seed in seeds
     }
     if not configs:
         raise UserError("there is nothing to train: name a rung, and --seeds 1 or more")
-    return list(configs)
+    return [(rung, config) for config, rung in configs]
 
 
 def left_to_do(
     configs: list[tuple[str, TrainConfig]], rows: pd.DataFrame | None, corpus: Corpus, options: Options
 ) -> list[Run]:
-    """Those that are not in the log `rows`; the longest come first, so that none of them is left over alone."""
+    """Those that are not in the log `rows`; the longest come first, so that none of them is left over alone.
+
+    What was stopped is to be gone on with.
+    """
     timed = read_log(LOSS_CSV) if rows is None and LOSS_CSV.exists() else rows
     device = choose_device(options.device).type
-    runs = [
-        Run(rung, config, weight=config.steps * _seconds_a_step(rung, config, timed))
-        for rung, config in configs
-        if options.again or rows is None or not _is_logged(rung, config, rows, corpus, device)
-    ]
+    runs = []
+    for rung, config in configs:
+        if not options.again:
+            if rows is not None and _is_logged(rung, config, rows, corpus, device):
+                continue
+            stopped = unfinished(checkpoint_path(rung, config, corpus.sha256)) is not None
+            config = replace(config, resume=stopped)
+        runs.append(Run(rung, config, weight=config.steps * _seconds_a_step(rung, config, timed)))
     return sorted(runs, key=lambda run: -run.weight)
 
 
@@ -103,9 +121,10 @@ def _is_logged(rung: str, config: TrainConfig, rows: pd.DataFrame, corpus: Corpu
     rows = rows[rows["step"] == rows["steps"]]
     same = {"experiment": rung, "seed": config.seed, "config": fingerprint(config), "device": device}
     same |= {"corpus_sha256": corpus.sha256[:12], "torch": str(torch.__version__)}
+    same |= {} if config.precision == "auto" else {"precision": config.precision}
     for column, value in same.items():
         rows = rows[rows[column] == value]
-    code = Path(rung_module(rung).__file__), ROOT / "training", *(ROOT / "data").glob("*.py")
+    code = Path(rung_module(rung).__file__), ROOT / "training", ROOT / "data" / "*.py"  # git knows the files
     return any(unchanged_since(commit, *code) for commit in rows["commit"].unique())
 
 

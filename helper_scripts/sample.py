@@ -17,11 +17,11 @@ import torch
 import tyro
 
 from data import UserError
-from helper_scripts.ladder_table import write_between_markers
-from helper_scripts.models import Trained, latest_checkpoint, load_model
+from helper_scripts.ladder_table import around_markers, write_between_markers
+from helper_scripts.models import Trained, checkpoints, latest_checkpoint, load_model
 from helper_scripts.results import RUNGS
-from training.cli import errors_in_one_line, parse, unbreakable_output
-from training.config import RUNS_DIR
+from training.cli import errors_in_one_line, parse
+from training.config import RUNS_DIR, changed_flags
 from training.device import choose_device
 from training.sampling import encode_prompt, stream
 
@@ -54,7 +54,7 @@ class Options:
 
 
 def main() -> None:
-    with errors_in_one_line(), unbreakable_output():
+    with errors_in_one_line():
         options = parse(Options, description=__doc__)
         if not options.ladder:
             path = Path(options.model)
@@ -64,6 +64,7 @@ def main() -> None:
             return
         trained = every_rung(options.runs_dir)
         if options.write:
+            around_markers(options.write, NAME)  # are they there?
             texts = "\n\n".join(f"{heading(one)}\n{''.join(text(one, options)).strip()}" for one in trained)
             write_between_markers(options.write, f"```text\n{texts}\n```", NAME)
             print(f"wrote the {NAME} of {len(trained)} rungs into {options.write}")
@@ -75,13 +76,24 @@ def main() -> None:
 
 
 def every_rung(runs_dir: Path) -> list[Trained]:
-    """The latest model of each rung that has one, in ladder order. Raises UserError where none has."""
+    """A model of each rung that has one, in ladder order. Raises UserError where none has.
+
+    The latest at the rung's own settings, or else the latest of all.
+    """
     latest_checkpoint(runs_dir)
-    return [load_model(latest_checkpoint(runs_dir, rung)) for rung in RUNGS if any(runs_dir.glob(f"{rung}-seed*.pt"))]
+    ladder = []
+    for rung in RUNGS:
+        if models := [load_model(path) for path in checkpoints(runs_dir, rung)]:
+            ladder.append(max(enumerate(models), key=lambda model: (not changed_flags(model[1].config), model[0]))[1])
+    return ladder
 
 
 def heading(trained: Trained) -> str:
-    return f"--- {trained.rung}, validation loss {trained.last.val_loss:.2f} after {trained.last.step:,} steps"
+    name = f"{trained.rung} {changed_flags(trained.config)}".rstrip()
+    return (
+        f"--- {name}, seed {trained.config.seed}, {trained.corpus}: "
+        f"validation loss {trained.last.val_loss:.2f} after {trained.last.step:,} steps"
+    )
 
 
 def show(trained: Trained, options: Options) -> None:

@@ -6,9 +6,11 @@ import contextlib
 import io
 import multiprocessing
 import queue
+import signal
+import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
@@ -18,6 +20,7 @@ from data import UserError
 from helper_scripts.models import rung_module
 from training import TrainConfig, train_rung
 from training.config import changed_flags
+from training.state import Evaluation
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def train_all(runs: list[Run], jobs: int, progress: Progress, finished: Finished
     waiting: queue.SimpleQueue[Run] = queue.SimpleQueue()
     for run in runs:
         waiting.put(run)
+    workers: list[_Worker] = []
     stopped = threading.Event()
 
     def keep_busy() -> None:
@@ -63,33 +67,45 @@ def train_all(runs: list[Run], jobs: int, progress: Progress, finished: Finished
         with contextlib.suppress(queue.Empty):
             while not stopped.is_set():
                 run = waiting.get_nowait()
-                worker = worker or _Worker(threads=1 if jobs > 1 else None)
+                if worker is None:
+                    worker = _Worker(threads=1 if jobs > 1 else None)
+                    workers.append(worker)
+                    if stopped.is_set():  # meanwhile
+                        worker.let_go()
                 result = worker.train(run, progress)
                 if result is None:
                     worker, result = None, Result(error="its process was ended from outside; was there enough memory?")
                 if not stopped.is_set():
                     finished(run, result)
-        if worker:
-            worker.dismiss()
+        if worker is not None:
+            worker.pipe.close()
 
     with ThreadPoolExecutor(jobs) as pool:
+        threads = {pool.submit(keep_busy) for _ in range(jobs)}
         try:
-            for thread in [pool.submit(keep_busy) for _ in range(jobs)]:
-                thread.result()
-        except BaseException:
+            while threads:  # a wait without end could not be interrupted on Windows
+                done, threads = wait(threads, timeout=0.2, return_when=FIRST_EXCEPTION)
+                for thread in done:
+                    thread.result()
+        finally:
             stopped.set()
-            for process in multiprocessing.active_children():
-                process.terminate()  # politely: where it is training, it saves the run first
-            raise
+            for worker in workers:
+                worker.let_go()
+            for worker in workers:
+                worker.process.join()
 
 
 class _Worker:
+    """A process that trains what it is sent, as long as this one holds the other end of its lifeline."""
+
     def __init__(self, threads: int | None):
         context = multiprocessing.get_context("spawn")  # as on every system; a fork would share torch's threads
-        self.pipe, end = context.Pipe()
-        self.process = context.Process(target=_work, args=(end, threads), daemon=True)
+        self.pipe, its_pipe = context.Pipe()
+        its_lifeline, self.lifeline = context.Pipe(duplex=False)
+        self.process = context.Process(target=_work, args=(its_pipe, its_lifeline, threads), daemon=True)
         self.process.start()
-        end.close()  # so that the pipe ends when the process does
+        its_pipe.close()  # so that the pipe ends when the process does
+        its_lifeline.close()
 
     def train(self, run: Run, progress: Progress) -> Result | None:
         """None where the process died."""
@@ -101,28 +117,45 @@ class _Worker:
         except (EOFError, OSError):
             return None
 
-    def dismiss(self) -> None:
-        self.pipe.close()
-        self.process.join()
+    def let_go(self) -> None:
+        """Have it end; where it is training, it saves the run first."""
+        self.lifeline.close()
 
 
-def _work(pipe: Connection, threads: int | None) -> None:
-    """What a worker's process does until its pipe is closed."""
+def _work(pipe: Connection, lifeline: Connection, threads: int | None) -> None:
+    """What a worker's process does, until there is no more to do or the lifeline ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; it is for the first to pass it on
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # but for a run, which is saved first
+    idle = threading.Event()
+    threading.Thread(target=_stop_at_the_end_of, args=(lifeline, idle), daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+    with contextlib.suppress(EOFError, OSError):
         while True:
-            pipe.send(_train(pipe.recv(), pipe))
+            idle.set()
+            run = pipe.recv()
+            idle.clear()
+            pipe.send(_train(run, pipe))
+
+
+def _stop_at_the_end_of(lifeline: Connection, idle: threading.Event) -> None:
+    """When the process that holds its other end lets go, or dies, stop a run as a polite kill would."""
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()
+    if not idle.is_set():  # then the pipe has ended too
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _train(run: Run, pipe: Connection) -> Result:
-    said = io.StringIO()
-    steps = max(1, run.config.steps)
+    steps, said = max(1, run.config.steps), io.StringIO()
+
+    def tell(evaluation: Evaluation) -> None:
+        with contextlib.suppress(OSError):  # nobody is there any more: the lifeline will have it stop
+            pipe.send(evaluation.step / steps)
+
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         try:
-            logged, last = train_rung(
-                rung_module(run.rung).LanguageModel, run.config, lambda evaluation: pipe.send(evaluation.step / steps)
-            )
+            logged, last = train_rung(rung_module(run.rung).LanguageModel, run.config, tell)
         except UserError as error:
             return Result(error=str(error))
         except Exception as error:  # a fault of the rung's own must not keep the others from theirs

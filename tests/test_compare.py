@@ -10,11 +10,12 @@ import pytest
 from scipy import stats
 
 import gpt
-from data import LossLog
+from data import LOSS_CSV, LossLog, read_log
 from data.loss_log import COLUMNS
 from helper_scripts import compare, controls, equal
-from helper_scripts.compare import normal, seeds_that_would_tell, verdict
+from helper_scripts.compare import change, normal, seeds_that_would_tell, verdict
 from helper_scripts.models import config_of, rung_before, rung_module, training_flops
+from stages import LADDER
 
 
 def losses(*values, first=0) -> pd.Series:
@@ -58,14 +59,22 @@ def test_pairs_tell_what_means_cannot():
 
 def test_what_cannot_be_told_says_how_many_seeds_would():
     said = verdict("a", "b", losses(2.0, 2.0, 2.0, 2.0), losses(2.03, 1.98, 2.02, 1.98))
-    assert "cannot be told apart" in said and "seeds would tell" in said
-    n = seeds_that_would_tell(0.5, 1.0)
-    for seeds, tells in ((n, True), (n - 1, False)):
-        sample = np.concatenate([np.full(seeds // 2, 1.0), np.full(seeds // 2, -1.0), np.zeros(seeds % 2)])
-        sample = 0.5 + sample / sample.std(ddof=1)  # of mean 0.5 and deviation 1 exactly
-        low, _ = stats.ttest_1samp(sample, 0).confidence_interval(0.95)
-        assert (low > 0) == tells
+    assert "cannot be told apart" in said and "seeds would tell, four times in five" in said
+    n = seeds_that_would_tell(-0.5, 1.0)
+    rng = np.random.default_rng(0)
+    draws = stats.ttest_1samp(rng.normal(-0.5, 1.0, (20_000, n)), 0, axis=1)
+    assert (draws.confidence_interval(0.95).high < 0).mean() + 0.01 >= 0.8
+    draws = stats.ttest_1samp(rng.normal(-0.5, 1.0, (20_000, n - 1)), 0, axis=1)
+    assert (draws.confidence_interval(0.95).high < 0).mean() < 0.81
     assert seeds_that_would_tell(1e-9, 1.0) is None
+
+
+def test_tables_of_few_seeds_have_no_intervals(recwarn):
+    one = losses(2.0, 2.1)
+    assert change(one, losses(2.5)) == "+0.500 (n = 1)"
+    assert change(one, losses(2.5, first=7)) == "no seed in common"
+    assert change(one, losses(2.5, 2.6)) == "+0.500 (+0.500 to +0.500, n = 2)"
+    assert not recwarn.list
 
 
 def test_seeds_that_one_lacks_are_named_and_few_are_too_few():
@@ -95,12 +104,14 @@ def test_the_ladder_rung_by_rung(logged, monkeypatch, capsys):
 
 
 def test_what_a_rung_is_held_against(monkeypatch):
+    steps = ["bigram --steps 2", "residual --steps 2"]
+    assert [rung_before(label, steps) for label in steps] == [None, "bigram --steps 2"]
     order = ["bigram", "residual", "residual --n-layer 1", "pre_norm", "gpt", "gpt --steps 9"]
     assert [rung_before(label, order) for label in order] == [None, "bigram", "residual", "residual", "pre_norm", "gpt"]
     monkeypatch.setattr(gpt, "AFTER", "stages.residual", raising=False)
     assert rung_before("gpt", order) == "residual"
     assert rung_before("gpt", ["bigram", "gpt"]) == "bigram"
-    assert rung_before("gpt --steps 9", ["bigram", "gpt --steps 9"]) == "bigram"
+    assert rung_before("gpt --steps 9", ["bigram", "gpt --steps 9"]) is None
 
 
 # Sizes, and the ladder at equal ones
@@ -124,7 +135,7 @@ def test_flops_by_hand(rung, vocab):
 
 
 def test_equal_settings_are_equal():
-    """The widths by the models themselves; the times cannot be tested but in the log, which the tables show."""
+    """The widths by the models themselves, the times by the committed log."""
 
     def parameters(label):
         model = rung_module(label.split()[0]).LanguageModel(65, config_of(label))
@@ -132,6 +143,12 @@ def test_equal_settings_are_equal():
 
     goal = parameters("pre_norm")
     assert all(abs(parameters(label) / goal - 1) < 0.06 for label in equal.PARAMETERS)
+    rows = read_log(LOSS_CSV)
+    rows = rows[(rows["step"] == rows["steps"]) & (rows["flags"] == "") & (rows["steps"] == 5000)]
+    a_step = rows.groupby("experiment")["seconds"].mean() / 5000
+    steps = {label.split()[0]: config_of(label).steps for label in equal.TIME}
+    assert set(steps) == {module.rpartition(".")[2] for module in LADDER} - {"gpt"}
+    assert all(abs(a_step[rung] * steps[rung] / (5000 * a_step["pre_norm"]) - 1) < 0.15 for rung in steps)
 
 
 def test_a_reading_by_hand(logged, monkeypatch, capsys):
@@ -147,6 +164,11 @@ def test_a_reading_by_hand(logged, monkeypatch, capsys):
         for values in runs(label, 3 - k)
     ]
     rows += runs("residual", 0.5, power=2)
+    for rung in ("bigram", "self_attention", "multi_head", "feed_forward"):
+        rows += [values | {"seconds": 3.0, "step": 100, "steps": 100} for values in runs(rung, 9)]
+    for values in rows:
+        if values["config"] == "bigram --steps 45000":
+            values |= {"step": 200, "steps": 200}
     monkeypatch.setattr(sys, "argv", ["equal.py", "--loss-csv", str(logged("log.csv", rows))])
     equal.main()
     said = capsys.readouterr().out.splitlines()
@@ -155,7 +177,8 @@ def test_a_reading_by_hand(logged, monkeypatch, capsys):
     assert "| -1.000 (-1.000 to -1.000, n = 3) |" in said[3]
     low, high = stats.t.interval(0.95, 2, np.mean([0, 0, 0.02]) - 0.5, stats.sem([0, 0, 0.02]))
     assert f"| -0.493 ({low:+.3f} to {high:+.3f}, n = 3) |" in said[5]
-    assert said[9].startswith("| at equal time | steps |") and "pre_norm" in said[17]
+    assert said[9].startswith("| at equal time | seconds |") and "pre_norm" in said[17]
+    assert said[11].startswith("| `bigram --steps 45000` | 6 |")  # 3 s for 100 steps, so for 200
 
 
 def test_a_rung_before_and_after_a_change(logged, monkeypatch, capsys):
@@ -205,11 +228,12 @@ def test_is_my_run_normal(logged, tmp_path, monkeypatch, capsys):
         row(experiment="residual", seed=13, val_loss=2.03, config="other", flags="--steps 9"),
         row(experiment="residual", seed=14, val_loss=2.03, step=4),
     ]
+    theirs += [values | {"run": f"{values['run']}again"} for values in theirs]  # which makes them no more than five
     reach = stats.t.ppf(0.975, 4) * np.std([0, 0.01, 0.02, 0.03, 0.04], ddof=1) * np.sqrt(1.2)
     said = run(monkeypatch, capsys, "--mine", logged("mine.csv", mine), "--loss-csv", logged("theirs.csv", theirs))
     lines = said.splitlines()
     itself = run(monkeypatch, capsys, "--mine", tmp_path / "theirs.csv", "--loss-csv", tmp_path / "theirs.csv")
-    assert itself.count("normal: ") == 5 and itself.count("in 4 runs") == 5  # each against the others
+    assert itself.count("normal: ") == 10 and itself.count("in 4 runs") == 10  # each against the other seeds
     assert "residual, seed 9: 2.0300; normal: 2.0000 to 2.0400 in 5 runs" in lines[0]
     assert f"2.0200 ± {reach:.4f}" in lines[0]
     assert "higher than it should be" in lines[1] and "lower than it should be" in lines[2]

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import MODULES, ROOT, rung_id
 
 import bigram
@@ -92,17 +93,42 @@ def test_a_process_that_dies_takes_one_run_with_it(tmp_path, text_file):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a process there cannot be sent Ctrl-C alone")
-def test_ctrl_c_saves_the_runs(tmp_path, text_file, usual_signals):
-    words = ["bigram", "--seeds", "2", "--jobs", "2", "--steps", "100000000", "--corpus", str(text_file)]
-    with subprocess.Popen([*COMMAND, *words, *places(tmp_path)], stdout=-1, stderr=-1) as process:
-        while not (tmp_path / "log.csv").exists() or len(read_log(tmp_path / "log.csv")["run"].unique()) < 2:
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate()
-    assert process.returncode == 130 and b"Traceback" not in said
-    saved = [load_checkpoint(path) for path in (tmp_path / "runs").glob("*.pt")]
-    assert [content["optimizer"] is not None for content in saved] == [True, True]
+@pytest.mark.parametrize("way", ["Ctrl-C", "kill"])
+def test_what_is_stopped_is_saved_and_gone_on_with(way, tmp_path, text_file, usual_signals):
+    """Ctrl-C reaches every process of a terminal, a kill the first alone, which passes nothing on."""
+    words = ["bigram", "--seeds", "2", "--jobs", "2", "--steps", "3000000", "--corpus", str(text_file)]
+    log, both = tmp_path / "log.csv", [*COMMAND, *words, *places(tmp_path)]
+    with subprocess.Popen(both, stdout=-1, stderr=-1, start_new_session=True) as process:
+        try:
+            while not log.exists() or len({line.partition(b",")[0] for line in log.read_bytes().splitlines()}) < 3:
+                assert process.poll() is None
+                time.sleep(0.1)
+            if way == "Ctrl-C":
+                os.killpg(process.pid, signal.SIGINT)
+            else:
+                process.kill()
+            _, said = process.communicate()
+        finally:
+            process.kill()
+    assert process.returncode == (130 if way == "Ctrl-C" else -signal.SIGKILL) and b"Traceback" not in said
+
+    def saved() -> list[dict]:
+        return [load_checkpoint(path) for path in sorted((tmp_path / "runs").glob("*.pt"))]
+
+    while way == "kill" and any((tmp_path / "runs").glob("*.lock")):  # until the others have noticed, and are done
+        time.sleep(0.1)
+    assert [content["step"] > content["evaluations"][-1]["step"] for content in saved()] == [True, True]
+    # the same command goes on; from near the end, or it would take too long
+    for path in (tmp_path / "runs").glob("*.pt"):
+        content = load_checkpoint(path)
+        content["step"] = 3_000_000 - 2
+        for moments in content["optimizer"].values():
+            moments["step"].fill_(content["step"])
+        torch.save(content, path)
+    done = subprocess.run(both, capture_output=True, encoding="utf-8")
+    assert "2 of 2 runs were stopped before; going on with them" in done.stdout, done.stderr
+    assert [content["optimizer"] for content in saved()] == [None, None]
+    assert sorted(read_log(log).groupby("run")["step"].max()) == [3_000_000] * 2
 
 
 # What is in the log already
@@ -137,6 +163,7 @@ def test_a_run_that_the_log_has_is_not_trained_again(logged, monkeypatch):
     assert trained_again(rows.assign(commit="bbbb"))
     assert trained_again(rows.assign(torch="2.6.0"))
     assert trained_again(rows.assign(device="cuda"))
+    assert trained_again(rows, precision="bf16") and not trained_again(rows, precision="fp32")
     assert trained_again(rows.assign(steps=9))  # did not finish
     assert trained_again(None)
 
@@ -174,7 +201,10 @@ def test_code_is_unchanged_only_if_git_says_so(tmp_path, monkeypatch):
     ("args", "words"),
     [
         (["bigrum"], "there is no rung bigrum"),
-        (["bigram --n-head 4"], "--n-head"),
+        (["residual", "bigram --n-head 4"], "bigram --n-head 4: "),
+        (["bigram --seed 3"], "bigram --seed 3: --seed is the same for all that is compared"),
+        ([""], "there is no rung"),
+        (["bigram", "--seeds"], "there is nothing to train"),
         (["bigram", "--seeds", "0"], "there is nothing to train"),
         (["bigram", "--jobs", "-1"], "--jobs is -1"),
         (["bigram", "--out", "x.xyz"], "does not end in a kind of picture"),

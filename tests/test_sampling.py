@@ -14,7 +14,7 @@ import gpt
 from helper_scripts import sample as command
 from stages import pre_norm
 from training import run
-from training.cache import has_cache, remembering
+from training.cache import caches, remembering
 from training.sampling import sample, stream
 
 VOCAB, T = 65, 8
@@ -56,7 +56,7 @@ def test_each_character_is_the_likeliest_after_what_may_be_seen(model, prompt):
     start = 0
     for end in range(len(prompt), len(ids)):
         if end - start > T:
-            start = end - T if not has_cache(model) else start + T // 2
+            start = end - T if not caches(model) else start + T // 2
         assert ids[end] == model(ids[None, start:end])[0, -1].argmax(), end
 
 
@@ -66,7 +66,7 @@ def test_a_text_in_pieces_gives_the_logits_of_the_whole(small):
     model, idx = gpt.LanguageModel(VOCAB, small(gpt)).eval(), torch.randint(VOCAB, (3, T))
     whole = model(idx)
     for cuts in ([1] * T, [3, 1, 4], [T]):
-        with remembering(model):
+        with remembering(model, {}):
             parts = [model(piece) for piece in idx.split(cuts, dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), whole)
     torch.testing.assert_close(model(idx), whole)  # and nothing is remembered afterwards
@@ -84,14 +84,21 @@ def test_what_is_remembered_is_computed_once(small, prompt):
     assert sum(seen) == 100 * 32
 
 
-def test_a_text_that_nobody_reads_to_its_end_leaves_no_memory(small, prompt):
+def test_texts_that_are_written_in_turn_do_not_meet(small, prompt):
     model = gpt.LanguageModel(VOCAB, small(gpt)).eval()
-    whole = sample(model, prompt, 12, T, temperature=0)
-    text = stream(model, prompt, T, temperature=0)
-    assert [next(text) for _ in range(4)] == whole[3:7].tolist()
-    text.close()
-    assert torch.equal(sample(model, prompt, 12, T, temperature=0), whole)
-    assert model.blocks[0].attention.cache.kept is None
+    whole = sample(model, prompt, 2 * T, T, temperature=0).tolist()[3:]
+    other = sample(model, prompt + 1, 2 * T, T, temperature=0).tolist()[3:]
+    one, two = stream(model, prompt, T, temperature=0), stream(model, prompt + 1, T, temperature=0)
+    logits = model(prompt[None])
+    written = [(next(one), next(two), torch.equal(model(prompt[None]), logits)) for _ in range(2 * T)]
+    assert written == list(zip(whole, other, [True] * 2 * T, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1e-46, 5e-324])
+def test_the_smallest_temperature_is_like_none(temperature, small, prompt):
+    model = pre_norm.LanguageModel(VOCAB, small(pre_norm)).eval()
+    bold = [sample(model, prompt, 20, T, temperature=t) for t in (temperature, 0)]
+    assert torch.equal(*bold)
 
 
 # The command
@@ -134,8 +141,9 @@ def test_every_rung_continues_the_same_prompt(runs, tmp_path, monkeypatch, capsy
     flags = ["--ladder", "--prompt", "or not", "--length", "20", "--runs-dir", runs]
     text = said(monkeypatch, capsys, *flags)
     headings = [line for line in text.splitlines() if line.startswith("--- ")]
-    assert [line.split()[1].rstrip(",") for line in headings] == ["bigram", "pre_norm", "gpt"]
-    assert all("validation loss" in line and "after 3 steps" in line for line in headings)
+    assert [line.split()[1] for line in headings] == ["bigram", "pre_norm", "gpt"]
+    assert headings[1].startswith("--- pre_norm --steps 3, seed 1, words.txt: validation loss ")
+    assert all(line.endswith(" after 3 steps") for line in headings)
     assert text.count("or not") == 3
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- samples: begin -->\n<!-- samples: end -->\nz\n", encoding="utf-8")
@@ -146,12 +154,17 @@ def test_every_rung_continues_the_same_prompt(runs, tmp_path, monkeypatch, capsy
 
 
 def test_the_text_comes_as_it_is_written(runs):
-    """The reader gets the beginning of a text that would take hours, and may leave."""
+    """The reader gets the beginning of a text that would take hours, and may leave: that ends it, without a word."""
     words = [sys.executable, str(ROOT / "helper_scripts" / "sample.py"), "gpt", "--length", "1000000000"]
     words += ["--prompt", "to be", "--runs-dir", str(runs), "--device", "cpu"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
-        assert process.stdout.read(30).startswith(b"to be")
-        process.kill()
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.read(30).startswith(b"to be")
+            process.stdout.close()
+            process.wait(timeout=60)
+            assert process.stderr.read() == b""
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(

@@ -35,18 +35,21 @@ class Cache(nn.Module):
         return k, v
 
 
-def has_cache(model: nn.Module) -> bool:
-    return any(isinstance(module, Cache) for module in model.modules())
+def caches(model: nn.Module) -> list[Cache]:
+    return [module for module in model.modules() if isinstance(module, Cache)]
 
 
 @contextlib.contextmanager
-def remembering(model: nn.Module) -> Iterator[None]:
-    """While inside, every call of `model` goes on with the text where the one before ended; it begins with none."""
-    caches = [module for module in model.modules() if isinstance(module, Cache)]
+def remembering(model: nn.Module, memory: dict[Cache, tuple[Tensor, Tensor] | None]) -> Iterator[None]:
+    """While inside, `model` goes on with the text whose keys and values `memory` holds, and adds to them; {} is none.
+
+    Outside, the model is as it was: any number of texts may be written in turn, each with a memory of its own.
+    """
     try:
-        for cache in caches:
-            cache.remembers, cache.kept = True, None
+        for cache in caches(model):
+            cache.remembers, cache.kept = True, memory.get(cache)
         yield
     finally:
-        for cache in caches:
+        for cache in caches(model):
+            memory[cache] = cache.kept
             cache.remembers, cache.kept = False, None

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from data import UserError
-from training.config import TrainConfig
+from training.config import TrainConfig, fingerprint
 from training.state import Evaluation, State
 
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.PickleError)
@@ -21,6 +21,11 @@ UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeErro
 LOSSES = {"step": int, "train_loss": float, "val_loss": float, "seconds": float}
 FACTS = {"run": str, "experiment": str, "seed": int, "steps": int, "parameters": int, "device": str, "precision": str}
 FACTS |= {"corpus_sha256": str, "commit": str, "torch": str, "alphabet": str, "threads": int}
+
+
+def checkpoint_path(experiment: str, config: TrainConfig, sha256: str) -> Path:
+    """Where a run keeps its checkpoint: runs that are compared with one another differ in the seed alone."""
+    return config.runs_dir / f"{experiment}-seed{config.seed}-{sha256[:6]}-{fingerprint(config)}.pt"
 
 
 def check_folder(folder: Path) -> None:

@@ -92,7 +92,10 @@ def unbreakable_output():
 
 @contextlib.contextmanager
 def errors_in_one_line():
-    """What the user can mend ends the process with one line and status 2; Ctrl-C with one line and status 130."""
+    """What the user can mend ends the process with one line and status 2; Ctrl-C with one line and status 130.
+
+    A reader that has gone, as in `compare.py | head -1`, ends it without a word.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console that lacks a character shows a mark in its place
@@ -102,6 +105,9 @@ def errors_in_one_line():
         speaker = f"error of process {ranks.rank()}" if ranks.count() > 1 else "error"
         print(f"{speaker}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python flushes it once more at the end
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("\nstopped; what was logged up to here stays", file=sys.stderr)
         raise SystemExit(130) from None

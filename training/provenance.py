@@ -29,7 +29,7 @@ def unchanged_since(commit: str, *paths: Path) -> bool:
         return False
     if commit == "unknown" or _git("diff", "--quiet", commit, "--", *map(str, paths)) is None:
         return False
-    return not _git("ls-files", "--others", "--exclude-standard", "--", *map(str, paths))
+    return _git("ls-files", "--others", "--exclude-standard", "--", *map(str, paths)) == ""
 
 
 def _git(*args: str) -> str | None:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from data import Corpus, LossLog, UserError, read_log
 from training import ranks
-from training.checkpoint import check_folder, save_checkpoint
+from training.checkpoint import check_folder, checkpoint_path, save_checkpoint
 from training.config import TrainConfig, changed_flags, fingerprint
 from training.finite import not_finite
 from training.provenance import commit, run_name
@@ -62,9 +62,7 @@ class Record:
 
     @property
     def checkpoint(self) -> Path:
-        facts = self.facts
-        name = f"{self.experiment}-seed{self.config.seed}-{facts['corpus_sha256'][:6]}-{facts['config']}.pt"
-        return self.config.runs_dir / name
+        return checkpoint_path(self.experiment, self.config, self.corpus.sha256)
 
     def open(self, state: State) -> None:
         """Put `state` where the run was stopped, if it is to be resumed. Raises UserError for all that is in the way.

@@ -58,15 +58,21 @@ def _put_back(optimizer: torch.optim.Optimizer, moments: dict, step: int) -> Non
 
 def check_nothing_is_lost(path: Path, seconds: float) -> None:
     """Raises UserError where a run that starts anew would replace more than so many seconds of an unfinished one."""
-    try:
-        content = load_checkpoint(path)
-    except UserError:  # none, or nothing that could be resumed
-        return
-    if content["optimizer"] is not None and content["seconds"] > seconds:
+    content = unfinished(path)
+    if content is not None and content["seconds"] > seconds:
         raise UserError(
             f"{path} holds this run, stopped at step {content['step']:,} after {content['seconds'] / 60:.0f} minutes; "
             "add --resume to go on with it, or delete that file to start anew"
         )
+
+
+def unfinished(path: Path) -> dict | None:
+    """The checkpoint at `path`, if it is one of a run that was stopped."""
+    try:
+        content = load_checkpoint(path)
+    except UserError:  # none, or nothing that could be resumed
+        return None
+    return content if content["optimizer"] is not None else None
 
 
 def _differences(content: dict, config: TrainConfig, facts: dict) -> list[str]:

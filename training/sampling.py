@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data import CharTokenizer, UserError
-from training.cache import has_cache, remembering
+from training.cache import caches, remembering
 from training.device import shapes_may_grow
 
 
@@ -37,12 +37,14 @@ def stream(
 ) -> Iterator[int]:
     """The ids that continue `idx`, int64 (T,) with T >= 1, one after the other and without end.
 
+    The model has to be in evaluation mode.
+
     temperature: divides the logits; 0 takes the likeliest id each time. top_k: draw among the k likeliest, 0 for all.
     generator: a CPU generator, which alone decides the draws: they are made on the CPU, where the same seed means the
     same text whatever the model runs on. cached: let a model that has a `Cache` use it; the text is the same.
     """
     text = idx.tolist()
-    cached = cached and has_cache(model) and shapes_may_grow(next(model.parameters()).device)
+    cached = bool(cached and caches(model)) and shapes_may_grow(next(model.parameters()).device)
     for logits in (_remembered if cached else _recomputed)(model, text, block_size):
         text.append(_draw(logits.float().cpu(), temperature, top_k, generator))
         yield text[-1]
@@ -54,7 +56,7 @@ def window_start(end: int, model: nn.Module, block_size: int) -> int:
     A window that is full moves on by one character. Of a model with a cache it moves on by half its length, since every
     move gives all the characters in it other positions, and what is kept is of no use any more.
     """
-    hop = max(1, block_size // 2) if has_cache(model) else 1
+    hop = max(1, block_size // 2) if caches(model) else 1
     too_many = max(0, end - block_size)
     return -(-too_many // hop) * hop
 
@@ -93,10 +95,12 @@ def _remembered(model: nn.Module, text: list[int], block_size: int) -> Iterator[
     device = next(model.parameters()).device
     while True:
         start = done = window_start(len(text), model, block_size)
-        with remembering(model):
-            while window_start(len(text), model, block_size) == start:
-                new, done = torch.tensor([text[done:]], device=device), len(text)
-                yield model(new)[0, -1]
+        memory = {}
+        while window_start(len(text), model, block_size) == start:
+            new, done = torch.tensor([text[done:]], device=device), len(text)
+            with remembering(model, memory):
+                logits = model(new)[0, -1]
+            yield logits
 
 
 def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator | None) -> int:
@@ -104,6 +108,6 @@ def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Gener
         return int(logits.argmax())
     if 0 < top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
-    # the largest logit becomes 0 first, so that no temperature, however small, overflows
-    probabilities = ((logits - logits.max()) / temperature).softmax(dim=0)
+    # the largest logit becomes 0 first, so that no temperature, however small, makes it infinite
+    probabilities = ((logits - logits.max()).double() / temperature).softmax(dim=0)
     return int(torch.multinomial(probabilities, num_samples=1, generator=generator))
