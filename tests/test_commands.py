@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from data import read_log
 from data.loss_log import COLUMNS
-from helper_scripts import benchmark, controls, ladder_table, plot_loss, run_ladder
+from helper_scripts import benchmark, controls, equal, ladder_table, plot_loss, run_ladder
 from helper_scripts.results import RUNGS, load_results
 from training import run
 from training.checkpoint import load_checkpoint
@@ -382,6 +382,7 @@ def test_readmes_tables_are_the_committed_logs(tmp_path):
     table = ladder_table.markdown_table(load_results(log))
     assert len(table.splitlines()) >= 2 + 8
     assert table in committed("README.md")
+    assert equal.both_readings(load_results(log, variants=True)) in committed("README.md")
     corners, _ = controls.all_corners(log)
     assert controls.two_by_two(corners) in committed("README.md")
 
