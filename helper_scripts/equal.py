@@ -19,7 +19,7 @@ from helper_scripts.ladder_table import mean_and_spread, show
 from helper_scripts.results import Results, load_results
 from training.cli import errors_in_one_line, parse
 
-NAME = "equal"  # of the markers
+NAME = "equal readings"  # of the markers
 
 PARAMETERS = (  # 42,000, as near as a width that four heads can share comes; a bigram's table has one size only
     "self_attention --n-embd 98",
