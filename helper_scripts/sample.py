@@ -62,30 +62,37 @@ def main() -> None:
                 path = latest_checkpoint(options.runs_dir, options.model or "*")
             show(load_model(path), options)
             return
-        trained = every_rung(options.runs_dir)
+        trained, left_out = every_rung(options.runs_dir)
         if options.write:
             around_markers(options.write, NAME)  # are they there?
             texts = "\n\n".join(f"{heading(one)}\n{''.join(text(one, options)).strip()}" for one in trained)
             write_between_markers(options.write, f"```text\n{texts}\n```", NAME)
             print(f"wrote the {NAME} of {len(trained)} rungs into {options.write}")
-            return
-        for one in trained:
-            print(f"{heading(one)}\n")
-            show(one, options)
-            print()
+        else:
+            for one in trained:
+                print(f"{heading(one)}\n")
+                show(one, options)
+                print()
+        print(*left_out, sep="\n", end="\n" if left_out else "")
 
 
-def every_rung(runs_dir: Path) -> list[Trained]:
-    """A model of each rung that has one, in ladder order. Raises UserError where none has.
+def every_rung(runs_dir: Path) -> tuple[list[Trained], list[str]]:
+    """A model of each rung that has one, in ladder order, and a line for each checkpoint that could not be read.
 
-    The latest at the rung's own settings, or else the latest of all.
+    The latest at the rung's own settings, or else the latest of all. Raises UserError where there is none.
     """
     latest_checkpoint(runs_dir)
-    ladder = []
+    ladder, left_out = [], []
     for rung in RUNGS:
-        if models := [load_model(path) for path in checkpoints(runs_dir, rung)]:
+        models = []
+        for path in checkpoints(runs_dir, rung):
+            try:
+                models.append(load_model(path))
+            except UserError as error:
+                left_out.append(f"left out: {error}")
+        if models:
             ladder.append(max(enumerate(models), key=lambda model: (not changed_flags(model[1].config), model[0]))[1])
-    return ladder
+    return ladder, left_out
 
 
 def heading(trained: Trained) -> str:

@@ -145,6 +145,10 @@ def test_every_rung_continues_the_same_prompt(runs, tmp_path, monkeypatch, capsy
     assert headings[1].startswith("--- pre_norm --steps 3, seed 1, words.txt: validation loss ")
     assert all(line.endswith(" after 3 steps") for line in headings)
     assert text.count("or not") == 3
+    (runs / "residual-seed0-broken.pt").write_bytes(b"nothing")
+    again = said(monkeypatch, capsys, *flags)
+    assert again.startswith(text) and "left out: " in again and "residual-seed0-broken.pt" in again
+    (runs / "residual-seed0-broken.pt").unlink()
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- samples: begin -->\n<!-- samples: end -->\nz\n", encoding="utf-8")
     assert "wrote the samples of 3 rungs" in said(monkeypatch, capsys, *flags, "--write", page)
