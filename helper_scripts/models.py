@@ -18,7 +18,7 @@ from stages import LADDER
 from training import TrainConfig
 from training.checkpoint import load_checkpoint
 from training.cli import parse
-from training.config import NOT_COMPARED
+from training.config import NOT_COMPARED, starting_point
 from training.state import Evaluation
 
 
@@ -64,7 +64,7 @@ def config_of(label: str, **settings) -> TrainConfig:
         config = parse(config_type, description="", args=flags)
     except UserError as error:
         raise UserError(f"{label}: {error}") from None
-    own = config_type()
+    own = starting_point(config)
     for name in NOT_COMPARED - {"precision", "recipe"}:
         if getattr(config, name) != getattr(own, name):
             raise UserError(f"{label}: --{name.replace('_', '-')} is the same for all that is compared: not for one")

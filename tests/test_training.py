@@ -10,6 +10,7 @@ from torch import nn
 import bigram
 import gpt
 from data import UserError
+from helper_scripts.models import config_of
 from stages import pre_norm, self_attention
 from training import TrainConfig
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -250,6 +251,8 @@ def test_the_fingerprint_is_of_what_shapes_the_result(tmp_path):
 def test_changed_flags_are_as_typed():
     assert changed_flags(gpt.Config(seed=4)) == ""
     assert changed_flags(gpt.Config(steps=7, decay=False, n_head=2)) == "--steps 7 --no-decay --n-head 2"
+    for label in ("gpt --recipe lecture", "gpt --recipe lecture --steps 7 --dropout 0.0", "residual --n-layer 1"):
+        assert f"{label.split()[0]} {changed_flags(config_of(label, seed=3))}" == label
 
 
 def test_devices_that_are_there_and_not(monkeypatch):

@@ -85,19 +85,24 @@ def fingerprint(config: TrainConfig) -> str:
 
 
 def changed_flags(config: TrainConfig) -> str:
-    """The settings that shape the result and are not the rung's own, as they would be typed."""
-    own = compared(type(config)())
-    return " ".join(
-        word for name, value in compared(config).items() if value != own[name] for word in _flag(name, value)
-    )
+    """The settings that shape the result and are not the rung's own, or its recipe's, as they would be typed."""
+    start = starting_point(config)
+    recipe = ["--recipe", config.recipe] if compared(start) != compared(type(config)()) else []
+    own = compared(start)
+    changed = [word for name, value in compared(config).items() if value != own[name] for word in _flag(name, value)]
+    return " ".join([*recipe, *changed])
 
 
 def all_flags(config: TrainConfig) -> list[str]:
     """Every setting that is not the rung's own, or its recipe's, word for word as it would be typed."""
-    recipe = getattr(config, "recipe", None)
-    own = type(config)(**getattr(config, "RECIPES", {}).get(recipe, {}))
+    own = starting_point(config)
     settings = {field.name: getattr(config, field.name) for field in fields(config)}
     return [word for name, value in settings.items() if value != getattr(own, name) for word in _flag(name, value)]
+
+
+def starting_point(config: TrainConfig) -> TrainConfig:
+    """What was there before flags were typed: the rung's own settings, or its recipe's in their place."""
+    return type(config)(**getattr(config, "RECIPES", {}).get(getattr(config, "recipe", None), {}))
 
 
 def _flag(name: str, value) -> list[str]:
