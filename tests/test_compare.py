@@ -196,7 +196,7 @@ def test_a_rung_before_and_after_a_change(logged, monkeypatch, capsys):
     assert "residual of other.csv is worse than residual of log.csv" in said
     assert "left out 4 runs that a later one with the same seed replaces" in said
     said = run(monkeypatch, capsys, "residual", "--loss-csv", other, "--against", other)
-    assert said.startswith("residual of other.csv and residual of other.csv have the same losses, seed by seed (n = 4")
+    assert said.startswith(f"residual of {other} and residual of {other} have the same losses, seed by seed (n = 4")
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,8 @@ def test_what_is_stopped_is_saved_and_gone_on_with(way, tmp_path, text_file, usu
     while way == "kill" and any((tmp_path / "runs").glob("*.lock")):  # until the others have noticed, and are done
         time.sleep(0.1)
     assert [content["step"] > content["evaluations"][-1]["step"] for content in saved()] == [True, True]
+    if way == "Ctrl-C":
+        return
     # the same command goes on; from near the end, or it would take too long
     for path in (tmp_path / "runs").glob("*.pt"):
         content = load_checkpoint(path)
