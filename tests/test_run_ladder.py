@@ -81,7 +81,7 @@ def test_a_process_that_dies_takes_one_run_with_it(tmp_path, text_file):
             (process,) = multiprocessing.active_children()
             process.kill()
 
-    runs = [Run("bigram", tiny(tmp_path, text_file, seed=s, steps=20_000, eval_interval=10_000)) for s in range(3)]
+    runs = [Run("bigram", tiny(tmp_path, text_file, seed=s, steps=6000, eval_interval=3000)) for s in range(3)]
     train_all(runs, 1, progress, lambda run, result: results.update({run.config.seed: result}))
     assert "its process was ended from outside" in results[1].error
     assert results[0].error == results[2].error == ""
