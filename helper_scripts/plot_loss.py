@@ -113,7 +113,7 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
     if any(rung_before(label, order) for label in order):
         lines[f"validation of the rung before{or_plain}"] = {"color": "0.6"}
     if _floor_of(results):
-        lines["the best that a counted bigram can do"] = FLOOR
+        lines["a bigram that is counted"] = FLOOR
     handles = [Line2D([], [], **{"color": "black"} | style) for style in lines.values()]
     figure.legend(handles, list(lines), loc="outside lower center", ncols=4)
     figure.suptitle(f"What each part of a GPT buys: {results.corpus}, mean and standard deviation over seeds")

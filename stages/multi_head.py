@@ -3,7 +3,7 @@
 What is new: the same width is split over four heads that attend each for itself, so that one may follow the last vowel
 while another watches for the start of the line. A projection then mixes what they brought.
 
-In the curve: the largest step among the small rungs, for the price of one small matrix.
+In the curve: one of the two largest steps among the small rungs, for the price of one small matrix.
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ Apple's MPS has its own rules. None of them fails loudly when it is broken, so t
 7. Shapes stay fixed, in sampling too: memory grows with every new one (132596, 164299). `consecutive_windows`,
    `shapes_may_grow`
 8. It has a random state of its own: batches and starting weights are drawn on the CPU, so that they are the same
-   everywhere. Dropout is not, and equal seeds do not give equal bits on MPS and CPU. `Corpus.batch`, `train_rung`
+   everywhere. Dropout is not, and equal seeds do not give equal bits on MPS and CPU. `Corpus.batch`, `run`
 """
 
 from __future__ import annotations
