@@ -161,10 +161,14 @@ def normal(mine: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
             unfinished += 1
             continue
         name = f"{last['experiment']} {last['flags']}".strip() + f", seed {last['seed']}: {last['val_loss']:.4f}"
-        alike = theirs[theirs["seed"] != last["seed"]]  # for its own seed's would be no news
+        alike = theirs[theirs["run"] != last["run"]]  # where both logs have the run
         for column in ("experiment", "config", "corpus_sha256", "precision"):
             alike = alike[alike[column] == last[column]]
-        alike = alike.drop_duplicates("seed", keep="last")  # a run that was repeated is one run
+        own_seed = alike["seed"] == last["seed"]
+        if (alike[own_seed]["val_loss"] == last["val_loss"]).any():
+            lines.append(f"{name}; normal: the very loss that a run with this seed has in the log")
+            continue
+        alike = alike[~own_seed].drop_duplicates("seed", keep="last")  # a run that was repeated is one run
         lines.append(f"{name}; {_among(last['val_loss'], alike['val_loss'])}")
     if unfinished:
         lines.append(f"left out {unfinished} run{'s' * (unfinished > 1)} that did not finish")

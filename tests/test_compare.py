@@ -228,7 +228,9 @@ def test_is_my_run_normal(logged, tmp_path, monkeypatch, capsys):
         row(experiment="residual", seed=13, val_loss=2.03, config="other", flags="--steps 9"),
         row(experiment="residual", seed=14, val_loss=2.03, step=4),
     ]
-    theirs += [values | {"run": f"{values['run']}again"} for values in theirs]  # which makes them no more than five
+    again = [values | {"run": f"{values['run']}again", "val_loss": values["val_loss"] + 1e-5} for values in theirs]
+    theirs = again + theirs  # which makes them no more than five
+    mine.append(row(experiment="residual", seed=4, val_loss=2.04, run="mine"))
     reach = stats.t.ppf(0.975, 4) * np.std([0, 0.01, 0.02, 0.03, 0.04], ddof=1) * np.sqrt(1.2)
     said = run(monkeypatch, capsys, "--mine", logged("mine.csv", mine), "--loss-csv", logged("theirs.csv", theirs))
     lines = said.splitlines()
@@ -239,7 +241,8 @@ def test_is_my_run_normal(logged, tmp_path, monkeypatch, capsys):
     assert "higher than it should be" in lines[1] and "lower than it should be" in lines[2]
     assert "nothing to hold it against: 0 runs" in lines[3] and "nothing to hold it against" in lines[4]
     assert lines[4].startswith("residual --steps 9, seed 13")
-    assert lines[5] == "left out 1 run that did not finish"
+    assert lines[5] == "residual, seed 4: 2.0400; normal: the very loss that a run with this seed has in the log"
+    assert lines[6] == "left out 1 run that did not finish"
 
 
 def test_one_in_twenty_normal_runs_is_not_called_normal():
