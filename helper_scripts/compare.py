@@ -19,7 +19,7 @@ from scipy import stats
 
 from data import LOSS_CSV, UserError, read_log
 from helper_scripts.models import rung_before
-from helper_scripts.results import Results, load_results
+from helper_scripts.results import load_results
 from training.cli import errors_in_one_line, parse
 
 CONFIDENCE = 0.95
@@ -73,7 +73,7 @@ def two_sets(options: Options) -> list[str]:
 def whole_ladder(options: Options) -> list[str]:
     """A verdict on every rung that has runs, against the one before that has."""
     results = load_results(options.loss_csv, options.corpus)
-    losses = {label: losses_of(results, label) for label in results.order}
+    losses = {label: results.losses(label) for label in results.order}
     pairs = [(rung_before(label, results.order), label) for label in results.order]
     return [*(verdict(*pair, *(losses[rung] for rung in pair)) for pair in pairs if pair[0]), *results.left_out]
 
@@ -85,15 +85,7 @@ def final_losses(loss_csv: Path, name: str, corpus: str | None) -> tuple[pd.Seri
     """
     label, at, commit = name.partition("@")
     results = load_results(loss_csv, corpus, variants=True, commit=commit if at else None)
-    return losses_of(results, label), results.left_out
-
-
-def losses_of(results: Results, label: str) -> pd.Series:
-    """The final validation losses of `label`, by seed. Raises UserError where there are none."""
-    if label not in results.order:
-        raise UserError(f"{results.log} has no finished runs of {label!r}; it has {', '.join(results.order)}")
-    final = results.final()
-    return final[final["label"] == label].set_index("seed")["val_loss"]
+    return results.losses(label), results.left_out
 
 
 def verdict(name: str, other_name: str, one: pd.Series, other: pd.Series) -> str:
@@ -125,7 +117,7 @@ def paired(one: pd.Series, other: pd.Series) -> tuple[float, float, float, int]:
     mean = differences.mean()
     if len(seeds) < 2:
         return mean, math.nan, math.nan, len(seeds)
-    if differences.nunique() == 1:  # no spread at all, of which scipy makes nan
+    if differences.round(6).nunique() == 1:  # no spread, in the digits that the log has: scipy makes nan of that
         return mean, mean, mean, len(seeds)
     low, high = stats.ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
     return mean, low, high, len(seeds)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from data import LOSS_CSV
-from helper_scripts.compare import change, losses_of
+from helper_scripts.compare import change
 from helper_scripts.ladder_table import mean_and_spread, show
 from helper_scripts.results import load_results
 from training.cli import errors_in_one_line, parse
@@ -45,7 +45,7 @@ def main() -> None:
 def all_corners(loss_csv: Path, corpus: str | None = None) -> tuple[dict[tuple[str, str], pd.Series], list[str]]:
     """The final losses of each corner, by seed, and what of the log is in none. Raises UserError for one without."""
     results = load_results(loss_csv, corpus, variants=True)
-    return {corner: losses_of(results, label) for corner, label in CORNERS.items()}, results.left_out
+    return {corner: results.losses(label) for corner, label in CORNERS.items()}, results.left_out
 
 
 def two_by_two(corners: dict[tuple[str, str], pd.Series]) -> str:

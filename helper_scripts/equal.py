@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from data import LOSS_CSV
-from helper_scripts.compare import change, losses_of
+from helper_scripts.compare import change
 from helper_scripts.ladder_table import mean_and_spread, show
 from helper_scripts.results import Results, load_results
 from training.cli import errors_in_one_line, parse
@@ -70,7 +70,7 @@ def reading(results: Results, labels: tuple[str, ...], title: str, size: Callabl
     lines = [f"{title} validation loss | change, and its 95% interval |", "|---|---|---|---|"]
     before = None
     for label in labels:
-        losses = losses_of(results, label)
+        losses = results.losses(label)
         changed = "" if before is None else change(before, losses)
         lines.append(f"| `{label}` | {size(results.final(), label):,.0f} | {mean_and_spread(losses)} | {changed} |")
         before = losses

@@ -67,7 +67,9 @@ def config_of(label: str, **settings) -> TrainConfig:
     own = starting_point(config)
     for name in NOT_COMPARED - {"precision", "recipe"}:
         if getattr(config, name) != getattr(own, name):
-            raise UserError(f"{label}: --{name.replace('_', '-')} is the same for all that is compared: not for one")
+            raise UserError(
+                f"{label}: --{name.replace('_', '-')} cannot be one rung's alone; take it out of the quotes"
+            )
     return replace(config, **settings)
 
 

@@ -102,7 +102,7 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
             before = rung_before(label, order)
             _curves(sns, panel, results, rows, label, before, palette[label])
             peers = rows[rows["label"].isin(_peers(results, label))]
-            goal = _final_losses(results, before).mean() if before else 0.0
+            goal = results.losses(before).mean() if before else 0.0
             panel.set(xlabel=x, ylabel="nats per character" if number % columns == 0 else "")
             panel.set_ylim(_window(peers, goal))
             panel.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -113,7 +113,7 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
     if any(rung_before(label, order) for label in order):
         lines[f"validation of the rung before{or_plain}"] = {"color": "0.6"}
     if _floor_of(results):
-        lines["a bigram that is counted"] = FLOOR
+        lines["bigram by counting"] = FLOOR
     handles = [Line2D([], [], **{"color": "black"} | style) for style in lines.values()]
     figure.legend(handles, list(lines), loc="outside lower center", ncols=4)
     figure.suptitle(f"What each part of a GPT buys: {results.corpus}, mean and standard deviation over seeds")
@@ -124,7 +124,7 @@ def _curves(
     sns, panel: Axes, results: Results, rows: pd.DataFrame, label: str, before: str | None, colour: tuple
 ) -> None:
     """Of one rung, and of the one before it."""
-    own, losses = rows[rows["label"] == label], _final_losses(results, label)
+    own, losses = rows[rows["label"] == label], results.losses(label)
     if before is not None:
         sns.lineplot(rows[rows["label"] == before], x="x", y="val_loss", color="0.6", errorbar=None, ax=panel)
     sns.lineplot(own, x="x", y="train_loss", color=colour, linestyle=":", errorbar=None, ax=panel)
@@ -140,7 +140,7 @@ def _ladder(sns, panel: Axes, results: Results, palette: dict) -> None:
     which = {"x": "val_loss", "y": "label", "hue": "label", "order": order, "hue_order": order, "palette": palette}
     sns.stripplot(results.final(), **which, jitter=False, alpha=0.6, ax=panel)
     for row, label in enumerate(order):
-        losses = _final_losses(results, label)
+        losses = results.losses(label)
         mean, low, high = losses.mean(), losses.min(), losses.max()
         if len(losses) > 1 and low < high:
             low, high = stats.t.interval(0.95, len(losses) - 1, mean, stats.sem(losses))
@@ -151,11 +151,6 @@ def _ladder(sns, panel: Axes, results: Results, palette: dict) -> None:
     panel.set(title="final validation loss of each run,\nand the mean's 95% interval", xlabel="nats per character")
     panel.set(ylabel="")
     panel.margins(x=0.15)
-
-
-def _final_losses(results: Results, label: str) -> pd.Series:
-    final = results.final()
-    return final[final["label"] == label]["val_loss"]
 
 
 def _spread(losses: pd.Series) -> str:

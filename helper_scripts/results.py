@@ -44,6 +44,13 @@ class Results:
         """The last row of each run: (label, seed) is unique."""
         return self.rows[self.rows["step"] == self.rows["steps"]]
 
+    def losses(self, label: str) -> pd.Series:
+        """The final validation losses of `label`, by seed. Raises UserError where there are none."""
+        if label not in self.order:
+            raise UserError(f"{self.log} has no finished runs of {label!r}; it has {', '.join(self.order)}")
+        final = self.final()
+        return final[final["label"] == label].set_index("seed")["val_loss"]
+
     def only(self, rungs: tuple[str, ...]) -> Results:
         """Those of these rungs alone, where any are named. Raises UserError for one that has no runs here."""
         check_rungs(rungs)

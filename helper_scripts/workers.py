@@ -38,9 +38,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """Of a run. logged: its name in the log. error: why there is none. warnings: the lines in which it warned."""
+    """Of a run. error: why it has no loss. warnings: the lines in which it warned."""
 
-    logged: str = ""
     val_loss: float = float("nan")
     error: str = ""
     warnings: list[str] = field(default_factory=list)
@@ -155,10 +154,10 @@ def _train(run: Run, pipe: Connection) -> Result:
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         try:
-            logged, last = train_rung(rung_module(run.rung).LanguageModel, run.config, tell)
+            last = train_rung(rung_module(run.rung).LanguageModel, run.config, tell)
         except UserError as error:
             return Result(error=str(error))
         except Exception as error:  # a fault of the rung's own must not keep the others from theirs
             return Result(error=f"{type(error).__name__}: {error}".partition("\n")[0])
     warnings = [line for line in said.getvalue().splitlines() if line.startswith("WARNING: ")]
-    return Result(logged, last.val_loss, warnings=warnings)
+    return Result(last.val_loss, warnings=warnings)

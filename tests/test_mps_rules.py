@@ -5,7 +5,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from training.device import choose_precision, worth_compiling
+import gpt
+from training import sampling
+from training.device import choose_precision, shapes_may_grow, worth_compiling
 from training.evaluate import exact_loss
 from training.sampling import sample
 
@@ -68,6 +70,15 @@ def test_samples_are_drawn_on_the_cpu_and_seen_in_one_shape(monkeypatch):
     monkeypatch.setattr(torch, "multinomial", watched)
     sample(Elsewhere(), torch.zeros(2, dtype=torch.long), 20, 8)
     assert drawn_on == {"cpu"}
+    assert shapes == {(1, 8)}
+
+
+def test_a_cache_whose_shapes_grow_is_not_used(small, monkeypatch):
+    assert not shapes_may_grow(MPS) and shapes_may_grow(torch.device("cpu"))
+    model, shapes = gpt.LanguageModel(65, small(gpt)).eval(), set()
+    model.register_forward_pre_hook(lambda module, inputs: shapes.add(tuple(inputs[0].shape)))
+    monkeypatch.setattr(sampling, "shapes_may_grow", lambda device: False)  # as there
+    sample(model, torch.zeros(2, dtype=torch.long), 20, 8)
     assert shapes == {(1, 8)}
 
 

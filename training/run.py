@@ -40,11 +40,11 @@ def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: S
 
 def train_rung(
     language_model: type[nn.Module], config: TrainConfig, tell: Callable[[Evaluation], None] | None = None
-) -> tuple[str, Evaluation]:
+) -> Evaluation:
     """Train one rung as `config` says, telling the terminal how it goes, and `tell` of each evaluation.
 
-    Returns the name that the run has in the log, and its last evaluation. Whatever can be wrong with what was asked is
-    raised as UserError before training starts. A run that a signal ends is saved, and then raises SystemExit.
+    Returns the last of them. Whatever can be wrong with what was asked is raised as UserError before training starts.
+    A run that a signal ends is saved, and then raises SystemExit.
     """
     started = time.perf_counter()
     device = choose_device(config.device)
@@ -58,7 +58,7 @@ def _train(
     device: torch.device,
     started: float,
     tell: Callable[[Evaluation], None],
-) -> tuple[str, Evaluation]:
+) -> Evaluation:
     script = Path(inspect.getfile(language_model))
     ranks.check_batch_size(config.batch_size)
     with ranks.one_first():  # the others find the text that it has fetched
@@ -107,7 +107,7 @@ def _train(
     print(f"logged in {config.loss_csv} as {record.run}; model saved as {record.checkpoint}")
     if record.unsaved:
         raise record.unsaved
-    return record.run, last
+    return last
 
 
 def _plan(state: State, corpus: Corpus, config: TrainConfig, precision: str, started: float) -> TrainConfig:
