@@ -456,6 +456,8 @@ def test_the_benchmark_holds_rung_8_against_the_plain_reference(text_file, monke
     tiny = {"n_embd": 12, "n_head": 2, "n_layer": 1, "block_size": 8, "batch_size": 4}
     monkeypatch.setattr(gpt.Config, "RECIPES", {"lecture": tiny})
     monkeypatch.setattr(benchmark, "_measure", lambda *args: {})  # the table of the rungs, at their own sizes
+    sampling = benchmark._sampling
+    monkeypatch.setattr(benchmark, "_sampling", lambda *args: sampling(*args[:2], gpt.Config(**tiny)))
     flags = ["gpt", "--rounds", "1", "--text-mb", "1", "--device", "cpu", "--corpus", str(text_file)]
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *flags])
     benchmark.main()
@@ -464,4 +466,5 @@ def test_the_benchmark_holds_rung_8_against_the_plain_reference(text_file, monke
     (ours,) = (words for words in said if words[:1] == ["gpt"])
     steps = [float(reference[2]), float(ours[2])]
     assert (reference[1], ours[1]) == ("fp32", "fp32")
+    assert said[-3][:3] == ["sampling", "16", "characters"]
     assert float(reference[-1]) == 1 and float(ours[-1]) == pytest.approx(steps[0] / steps[1], rel=2e-3, abs=0.006)

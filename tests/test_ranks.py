@@ -30,11 +30,11 @@ def arguments(folder: Path, text_file: Path, *flags: str) -> list[str]:
     return [*SETTINGS, *places, "--device", "cpu", *flags]
 
 
-def torchrun(n: int, flags: list[str]) -> subprocess.Popen:
+def torchrun(n: int, flags: list[str], script: Path = ROOT / "gpt.py") -> subprocess.Popen:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-    return subprocess.Popen([*start, str(ROOT / "gpt.py"), *flags], env=environment, **pipes)
+    return subprocess.Popen([*start, str(script), *flags], env=environment, **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,25 @@ def test_two_ranks_train_as_one_process_does(alone, tmp_path, text_file):
         assert said.count(line) == 1  # rank 0 alone speaks
 
 
+SLOWER_THAN_THE_OTHER = """
+from importlib import import_module
+import gpt
+from training import ranks, run
+from training.pace import Pace
+import_module("training.run").measure_pace = lambda *_: Pace(20.0 * (1 + ranks.rank()), evaluation=1.0, sample=1.0)
+run(gpt.LanguageModel, gpt.Config)
+"""
+
+
 def test_ranks_agree_on_what_each_measures_for_itself(tmp_path, text_file):
     """How many steps fit into given minutes: one too many on one of them, and it would wait for the others for ever."""
-    with torchrun(2, arguments(tmp_path, text_file, "--minutes", "0.1", "--batch-size", "8")) as process:
+    script = tmp_path / "script.py"
+    script.write_text(SLOWER_THAN_THE_OTHER, encoding="utf-8")
+    with torchrun(2, arguments(tmp_path, text_file, "--minutes", "10", "--batch-size", "8"), script) as process:
         _, complaints = process.communicate()
     assert process.returncode == 0, complaints
     last = read_log(tmp_path / "log.csv").iloc[-1]
-    assert last["step"] == last["steps"] > 0
+    assert 15 < last["step"] == last["steps"] < 30  # at rank 0's pace; by the other's it would be half of that
 
 
 def test_a_batch_that_does_not_divide_is_an_error_before_anything_is_done(tmp_path, text_file):
