@@ -414,7 +414,7 @@ def test_a_broken_or_hostile_checkpoint_is_refused(spoil, interrupted, text_file
 
 ODD = {
     "weights": [{}, 3, {"token_embedding.weight": torch.zeros(1, 1)}, {"token_embedding.weight": 3}],
-    "optimizer": [None, 3, {}, {0: 3}, {number: {} for number in range(30)}],
+    "optimizers": [None, 3, [], [3], [{}], [{}, {}], [{0: 3}], [{number: {} for number in range(30)}]],
     "step": ["seven", -5, 99, 7.5, None, True, 12],
     "seconds": ["long", float("nan"), -1.0, None],
     "evaluations": [3, [3], [{"step": 1}], [dict.fromkeys(("step", "train_loss", "val_loss", "seconds"), "x")]],
@@ -444,7 +444,7 @@ def test_a_checkpoint_with_something_odd_in_it_is_refused(change, interrupted, t
 
 def test_moments_of_another_shape_are_refused(interrupted, text_file, capsys):
     content = load_checkpoint(checkpoint(interrupted))
-    content["optimizer"][0]["exp_avg"] = torch.zeros(1)  # handed to the fused optimizer, it would end the process
+    content["optimizers"][0][0]["exp_avg"] = torch.zeros(1)  # handed to the fused optimizer, it would end the process
     torch.save(content, checkpoint(interrupted))
     assert "does not fit" in refused(interrupted, text_file, capsys)
 

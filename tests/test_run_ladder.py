@@ -123,12 +123,12 @@ def test_what_is_stopped_is_saved_and_gone_on_with(way, tmp_path, text_file, usu
     for path in (tmp_path / "runs").glob("*.pt"):
         content = load_checkpoint(path)
         content["step"] = 3_000_000 - 2
-        for moments in content["optimizer"].values():
+        for moments in content["optimizers"][0].values():
             moments["step"].fill_(content["step"])
         torch.save(content, path)
     done = subprocess.run(both, capture_output=True, encoding="utf-8")
     assert "2 of 2 runs were stopped before; going on with them" in done.stdout, done.stderr
-    assert [content["optimizer"] for content in saved()] == [None, None]
+    assert [content["optimizers"] for content in saved()] == [None, None]
     assert sorted(read_log(log).groupby("run")["step"].max()) == [3_000_000] * 2
 
 

@@ -41,12 +41,12 @@ def check_folder(folder: Path) -> None:
 def save_checkpoint(path: Path, state: State, config: TrainConfig, facts: dict) -> None:
     """Write all that it takes to go on from `state`, with `config` and `facts` (plain values): all of it, or nothing.
 
-    After the last step the optimizer, two thirds of the file, is left out. Raises UserError where the file cannot be
+    After the last step the optimizers, two thirds of the file, are left out. Raises UserError where the file cannot be
     written; the one before it is then still in its place.
     """
     content = {
         "weights": state.model.state_dict(),
-        "optimizer": state.optimizer.state_dict()["state"] if state.step < config.steps else None,
+        "optimizers": [each.state_dict()["state"] for each in state.optimizers] if state.step < config.steps else None,
         "step": state.step,
         "seconds": state.seconds,
         "evaluations": [asdict(evaluation) for evaluation in state.evaluations],
@@ -94,8 +94,8 @@ def _is_sound(content: object) -> bool:
         evaluations, losses = content["evaluations"], [Evaluation(**row) for row in content["evaluations"]]
         return (
             all(isinstance(tensor, torch.Tensor) for tensor in content["weights"].values())
-            and all(isinstance(moments, dict) for moments in (content["optimizer"] or {}).values())
-            and (content["optimizer"] is None) == (content["step"] == steps)
+            and all(isinstance(moments, dict) for each in content["optimizers"] or [] for moments in each.values())
+            and (content["optimizers"] is None) == (content["step"] == steps)
             and type(content["step"]) is int
             and 0 <= content["step"] <= steps
             and 0 <= float(content["seconds"]) < math.inf

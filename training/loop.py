@@ -27,7 +27,7 @@ def train(
     nothing: a model trained with many of them ends with the same weights as one trained with few. Raises UserError
     where a loss is not finite.
     """
-    model, optimizer, device = state.model, state.optimizer, corpus.train.device
+    model, optimizers, device = state.model, state.optimizers, corpus.train.device
     rows = sequences_at_once(device, config.block_size)
     losses = LossWatch(device)
     if not state.evaluations:
@@ -37,10 +37,8 @@ def train(
     for step in steps:
         started = time.perf_counter()
         seed_dropout(device, config.seed, step, ranks.rank())
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
         idx, targets = map(ranks.share, corpus.batch(config.seed, step, config.batch_size, config.block_size))  # (B, T)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         parts = list(zip(idx.split(rows), targets.split(rows), strict=True))  # their gradients add up
         for x, y in parts:
             with autocast(device, precision), ranks.exchanging(state.forward, now=x is parts[-1][0]):
@@ -48,7 +46,10 @@ def train(
             loss = F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(y, "b t -> (b t)"))
             losses.see(step, loss)
             (loss * (len(x) / len(idx))).backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, config)
+            optimizer.step()
 
         state.step = step + 1
         due = state.step % config.eval_interval == 0 or state.step == config.steps

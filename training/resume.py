@@ -19,6 +19,8 @@ SAME = {  # facts that have to be those of the checkpoint, and what a person cal
     "parameters": "number of parameters",
 }
 
+ADAMW_REMEMBERS = ("exp_avg", "exp_avg_sq", "step")
+
 
 def resume(path: Path, state: State, config: TrainConfig, facts: dict) -> dict:
     """Put `state` where the checkpoint at `path` left it; returns that run's own facts.
@@ -34,8 +36,9 @@ def resume(path: Path, state: State, config: TrainConfig, facts: dict) -> dict:
         )
     try:
         state.model.load_state_dict(content["weights"])
-        if content["optimizer"] is not None:
-            _put_back(state.optimizer, content["optimizer"], content["step"])
+        if content["optimizers"] is not None:
+            for optimizer, moments in zip(state.optimizers, content["optimizers"], strict=True):
+                _put_back(optimizer, moments, content["step"])
         state.step, state.seconds = content["step"], content["seconds"]
         state.evaluations = [Evaluation(**evaluation) for evaluation in content["evaluations"]]
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -47,11 +50,15 @@ def resume(path: Path, state: State, config: TrainConfig, facts: dict) -> dict:
 
 
 def _put_back(optimizer: torch.optim.Optimizer, moments: dict, step: int) -> None:
-    """What AdamW remembers of each parameter, in the optimizer's own order. Raises ValueError for what does not fit."""
+    """What it remembers of each parameter, in the optimizer's own order. Raises ValueError for what does not fit.
+
+    An optimizer other than AdamW names what that is as its REMEMBERS.
+    """
+    names = getattr(optimizer, "REMEMBERS", ADAMW_REMEMBERS)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, parameter in enumerate(parameters if step else []):  # before the first step it remembers nothing
-        shapes = {name: tuple(moments[number][name].shape) for name in ("exp_avg", "exp_avg_sq", "step")}
-        if shapes != {"exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape), "step": ()}:
+        shapes = {name: tuple(moments[number][name].shape) for name in names}
+        if shapes != {name: () if name == "step" else tuple(parameter.shape) for name in names}:
             raise ValueError(f"the optimizer's numbers of parameter {number} have the shapes {shapes}")
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
@@ -72,7 +79,7 @@ def unfinished(path: Path) -> dict | None:
         content = load_checkpoint(path)
     except UserError:  # none, or nothing that could be resumed
         return None
-    return content if content["optimizer"] is not None else None
+    return content if content["optimizers"] is not None else None
 
 
 def _differences(content: dict, config: TrainConfig, facts: dict) -> list[str]:

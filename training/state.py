@@ -32,16 +32,23 @@ class State:
 
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]  # each trains weights of its own
     step: int = 0  # updates done
     seconds: float = 0.0  # spent on them
     evaluations: list[Evaluation] = field(default_factory=list)  # all so far
 
     @classmethod
     def at_start(cls, model: nn.Module, config: TrainConfig, *, compiled: bool = False) -> State:
-        """The state before the first step: `model` as it is, on its device, and an optimizer that has seen nothing."""
+        """The state before the first step: `model` as it is, on its device, and optimizers that have seen nothing.
+
+        Those are the model's own, by a method `optimizers` that takes the settings; without one, AdamW for all of it.
+        """
         forward = ranks.parallel(model)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
-        )
-        return cls(model, torch.compile(forward) if compiled else forward, optimizer)
+        optimizers = model.optimizers(config) if hasattr(model, "optimizers") else [adamw(model, config)]
+        return cls(model, torch.compile(forward) if compiled else forward, optimizers)
+
+
+def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, 2019) for all weights of `model`; each step of training sets its learning rate."""
+    betas = (0.9, config.beta2)
+    return torch.optim.AdamW(model.parameters(), betas=betas, weight_decay=config.weight_decay, fused=True)
