@@ -50,7 +50,7 @@ class Config(TrainConfig):
     n_head: int = 6  # attention heads; they share the width
     n_layer: int = 6  # blocks, one after the other
     dropout: float = 0.2  # share of each part's output that training silences at random
-    recipe: Literal["ours", "lecture"] = "ours"  # lecture: start from the settings of the lecture this ladder follows
+    recipe: Literal["ours", "lecture", "laptop"] = "ours"  # start from other settings: the lecture's, or small ones
 
     RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
         "lecture": {
@@ -63,7 +63,19 @@ class Config(TrainConfig):
             "decay": False,
             "dropout": 0.2,
             "eval_interval": 500,
-        }
+        },
+        "laptop": {  # a minute or two on one core, for several seeds of every rung from here on
+            "steps": 1000,
+            "block_size": 128,
+            "learning_rate": 2e-3,
+            "weight_decay": 0.1,
+            "warmup_steps": 100,
+            "dropout": 0.0,
+            "eval_interval": 250,
+            "n_embd": 128,
+            "n_head": 4,
+            "n_layer": 4,
+        },
     }
 
 

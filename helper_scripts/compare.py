@@ -1,8 +1,8 @@
 """Say which of two sets of runs is better, if that can be said, and whether a run of one's own is normal.
 
-Without names: each rung against the one before it, or the one that it names as AFTER. With two: the second against the
-first. A set is a rung; a rung and its flags, in quotes ("feed_forward --n-layer 3"); or either with @COMMIT behind it,
-for a rung before and after a change.
+Without names: each rung against the one before it, or the one that it names as AFTER, at the settings of --budget. With
+two: the second against the first. A set is a rung; a rung and its flags, in quotes ("feed_forward --n-layer 3"); or
+either with @COMMIT behind it, for a rung before and after a change.
 Runs are compared seed by seed, for those seeds that both have: all rungs see the same batches for the same seed.
 """
 
@@ -19,7 +19,7 @@ from scipy import stats
 
 from data import LOSS_CSV, UserError, read_log
 from helper_scripts.models import rung_before
-from helper_scripts.results import load_results
+from helper_scripts.results import Budget, load_results
 from training.cli import errors_in_one_line, parse
 
 CONFIDENCE = 0.95
@@ -33,6 +33,7 @@ class Options:
     loss_csv: Path = LOSS_CSV  # the log to read
     against: Path | None = None  # the log to take the second set from, if it is another
     mine: Path | None = None  # a log of one's own, to hold against --loss-csv: is it normal?
+    budget: Budget = "own"  # the settings of the whole ladder: its rungs' own, or those of run_ladder.py --budget
     corpus: str | None = None  # the corpus whose runs to compare; by default Tiny Shakespeare
 
 
@@ -72,7 +73,7 @@ def two_sets(options: Options) -> list[str]:
 
 def whole_ladder(options: Options) -> list[str]:
     """A verdict on every rung that has runs, against the one before that has."""
-    results = load_results(options.loss_csv, options.corpus)
+    results = load_results(options.loss_csv, options.corpus, budget=options.budget)
     losses = {label: results.losses(label) for label in results.order}
     pairs = [(rung_before(label, results.order), label) for label in results.order]
     return [*(verdict(*pair, *(losses[rung] for rung in pair)) for pair in pairs if pair[0]), *results.left_out]

@@ -1,4 +1,4 @@
-"""Print the ladder as a Markdown table from the loss log; with --write, put it between README.md's two markers."""
+"""Print the ladder as a Markdown table from the loss log; with --write, put it between two markers in README.md."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from data import LOSS_CSV, UserError
-from helper_scripts.models import training_flops
-from helper_scripts.results import RUNGS, Results, load_results
+from helper_scripts.compare import change
+from helper_scripts.models import rung_before, training_flops
+from helper_scripts.results import RUNGS, Budget, Results, load_results
 from stages import LADDER
 from training.cli import errors_in_one_line, parse
 
 ROOT = Path(__file__).resolve().parent.parent
-NAME = "ladder table"  # of the markers: <!-- ladder table: begin --> and <!-- ladder table: end -->
+NAMES = {"own": "ladder table", "short": "short table", "laptop": "laptop table"}  # of the markers, by budget
 
 # The final losses that the original write-up reports for these stages, each one sampled estimate of one run.
 WRITE_UP = {
@@ -34,37 +35,44 @@ WRITE_UP = {
 class Options:
     loss_csv: Path = LOSS_CSV  # the log to read
     corpus: str | None = None  # the corpus whose runs to list; by default Tiny Shakespeare
-    variants: bool = False  # list runs with other settings than their rung's own too
+    budget: Budget = "own"  # the settings whose runs to list: their rungs' own, or those of run_ladder.py --budget
+    variants: bool = False  # list runs with all settings
     write: Path | None = None  # a Markdown file with the two markers, between which to put the table
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        results = load_results(options.loss_csv, options.corpus, options.variants)
-        show(markdown_table(results), options.write, NAME)
+        results = load_results(options.loss_csv, options.corpus, options.variants, budget=options.budget)
+        show(markdown_table(results), options.write, NAMES[options.budget])
         print(*results.left_out, sep="\n", end="\n" if results.left_out else "")
 
 
 def markdown_table(results: Results) -> str:
     """A row a rung, in ladder order; losses as mean ± standard deviation over n seeds, seconds as their mean.
 
-    FLOPs are those of training on a character, characters those that were trained on.
+    Next to them what the write-up has, or where it has none of these rungs' settings, the change against the rung
+    before. FLOPs are those of training on a character, characters those that were trained on.
     """
+    written_up = not WRITE_UP.keys().isdisjoint(results.order)
+    held_against = "write-up" if written_up else "change, and its 95% interval"
     lines = [
-        "| rung | adds | validation loss | write-up | parameters | FLOPs a character | characters | seconds | commit |",
+        f"| rung | adds | validation loss | {held_against} | parameters | FLOPs a character | characters | seconds | "
+        "commit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     final = results.final()
     for label in results.order:
         runs = final[final["label"] == label]
         first = runs.iloc[0]
+        before = rung_before(label, results.order)
+        difference = change(results.losses(before), results.losses(label)) if before else ""
         flops = training_flops(label, first["parameters"])
         cells = (
             f"`{label}`",
             describe(first["experiment"]),
             mean_and_spread(runs["val_loss"]),
-            f"{WRITE_UP[label]:.2f}" if label in WRITE_UP else "",
+            (f"{WRITE_UP[label]:.2f}" if label in WRITE_UP else "") if written_up else difference,
             f"{first['parameters']:,}",
             "" if flops is None else f"{flops / 1e3:,.0f} k",
             f"{first['tokens'] / 1e6:.2f} M",

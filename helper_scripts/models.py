@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import CharTokenizer, UserError
-from helper_scripts.results import RUNGS, check_rungs
+from helper_scripts.results import BUDGETS, RUNGS, Budget, check_rungs
 from stages import LADDER
 from training import TrainConfig
 from training.checkpoint import load_checkpoint
@@ -36,6 +36,13 @@ class Trained:
 
 def rung_module(rung: str) -> ModuleType:
     return importlib.import_module(LADDER[RUNGS.index(rung)])
+
+
+def rungs_of(budget: Budget) -> tuple[str, ...]:
+    """Labels of what a budget is for: the small rungs in their own settings, or the scaled-up ones in given ones."""
+    scaled = budget != "own"
+    rungs = [rung for rung in RUNGS if hasattr(rung_module(rung).Config, "RECIPES") == scaled]
+    return tuple(f"{rung} {BUDGETS[budget]}".strip() for rung in rungs)
 
 
 def rung_before(label: str, order: list[str]) -> str | None:

@@ -22,10 +22,10 @@ from scipy import stats
 
 from data import LOSS_CSV, UserError
 from helper_scripts.models import rung_before
-from helper_scripts.results import Results, load_results
+from helper_scripts.results import Budget, Results, load_results
 from training.cli import errors_in_one_line, parse
 
-IMAGE = Path(__file__).resolve().parent.parent / "images" / "loss_curves.png"
+IMAGES = Path(__file__).resolve().parent.parent / "images"
 COLUMNS = 4  # of panels
 
 X = {"steps": "step", "seconds": "seconds", "characters": "tokens"}  # columns of the log
@@ -41,24 +41,32 @@ class Options:
     rungs: tuple[str, ...] = ()  # the rungs to draw, by name; none is all
     x: Literal["steps", "seconds", "characters"] = "steps"  # what the curves are drawn against
     loss_csv: Path = LOSS_CSV  # the log to draw
-    out: Path = IMAGE  # the picture to write; its ending says which kind: png, svg, pdf
+    out: Path | None = None  # the picture to write; its ending says which kind: png, svg, pdf
+    budget: Budget = "own"  # the settings whose runs to draw: their rungs' own, or those of run_ladder.py --budget
     corpus: str | None = None  # the corpus whose runs to draw; by default Tiny Shakespeare
-    variants: bool = False  # draw runs with other settings than their rung's own, in panels of their own
+    variants: bool = False  # draw runs with all settings, each in panels of its own
     show: bool = False  # open a window as well
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        check_picture(options.out)
-        results = load_results(options.loss_csv, options.corpus, options.variants).only(options.rungs)
+        out = options.out or picture_of(options.budget)
+        check_picture(out)
+        results = load_results(options.loss_csv, options.corpus, options.variants, budget=options.budget)
+        results = results.only(options.rungs)
         if not options.show:
-            write_plot(results, options.out, x=options.x)
+            write_plot(results, out, x=options.x)
         else:
             import matplotlib.pyplot as plt  # which looks for a display
 
-            write_plot(results, options.out, x=options.x, figure=plt.figure())
+            write_plot(results, out, x=options.x, figure=plt.figure())
             plt.show()
+
+
+def picture_of(budget: Budget) -> Path:
+    """Where the picture of a budget is kept."""
+    return IMAGES / ("loss_curves.png" if budget == "own" else f"loss_curves_{budget}.png")
 
 
 def check_picture(out: Path) -> None:

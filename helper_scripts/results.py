@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -18,12 +19,20 @@ from stages import LADDER
 
 RUNGS = tuple(module.rpartition(".")[2] for module in LADDER)  # as the log names them: "residual", "gpt"
 
+# Settings at which rungs are held against one another, as the flags that lead there. The rungs from the eighth on have
+# all three; at their own settings each of them takes an hour or more.
+Budget = Literal["own", "short", "laptop"]
+BUDGETS: dict[Budget, str] = {"own": "", "short": "--steps 1000", "laptop": "--recipe laptop"}
+
 
 def check_rungs(names: tuple[str, ...]) -> None:
     """Raises UserError for names that the ladder does not have."""
     unknown = [name for name in names if name not in RUNGS]
     if unknown:
         raise UserError(f"there is no rung {', '.join(unknown)}; the ladder has {', '.join(RUNGS)}")
+
+
+NOT_OWN = "with settings that are not their rung's own (--variants shows them)"
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,17 @@ class Results:
 
 
 def load_results(
-    loss_csv: Path, corpus: str | None = None, variants: bool = False, commit: str | None = None
+    loss_csv: Path,
+    corpus: str | None = None,
+    variants: bool = False,
+    commit: str | None = None,
+    budget: Budget = "own",
 ) -> Results:
     """Select from the log.
 
     corpus: its name in the log; the default is Tiny Shakespeare, or where that has no rows, the latest one.
     variants: keep runs with flags of their own too, each set of flags under a label of its own.
-    commit: keep runs of this one alone.
+    commit: keep runs of this one alone. budget: the flags to keep, if not all.
     Raises UserError for a log that is missing, damaged, or has nothing to show.
     """
     rows, left_out = read_log(loss_csv), []
@@ -95,7 +108,8 @@ def load_results(
         keep(rows["commit"].str.startswith(commit), f"of other commits than {commit}")
     keep(rows["experiment"].isin(RUNGS), "of rungs that the ladder does not name (stages/__init__.py)")
     if not variants:
-        keep(rows["flags"] == "", "with settings that are not their rung's own (--variants shows them)")
+        settings = f"with other settings than {BUDGETS[budget]}" if BUDGETS[budget] else NOT_OWN
+        keep(rows["flags"] == BUDGETS[budget], settings)
     keep(rows.groupby("run")["step"].transform("max") == rows["steps"], "that did not finish")
     rows = rows.assign(label=(rows["experiment"] + " " + rows["flags"]).str.strip())
     latest = rows.groupby("label")["config"].transform("last")

@@ -1,6 +1,8 @@
 """Train rungs with several seeds, as many runs at a time as there are cores, then draw the plot and print the table.
 
-Without names: every rung but gpt, which alone takes an hour. A name may bring flags, in quotes: "residual --n-layer 1".
+Without names: all rungs of the budget. Its own settings are for rungs 1 to 7, since those above take an hour or more
+with them; --budget laptop trains these in a small size, --budget short in their own for a fifth of the steps. A name
+may bring flags, in quotes: "residual --n-layer 1".
 What the log has already, with the same settings, seed, text, code and torch, is not trained again unless --again asks
 for it; what was stopped is gone on with. Each run has one thread: small rungs are bound by the overhead of calls and
 gain next to nothing from a second.
@@ -21,9 +23,9 @@ from tqdm import tqdm
 
 from data import LOSS_CSV, Corpus, UserError, load_corpus, read_log
 from helper_scripts.ladder_table import markdown_table
-from helper_scripts.models import config_of, rung_module
-from helper_scripts.plot_loss import IMAGE, check_picture, write_plot
-from helper_scripts.results import RUNGS, load_results
+from helper_scripts.models import config_of, rung_module, rungs_of
+from helper_scripts.plot_loss import check_picture, picture_of, write_plot
+from helper_scripts.results import BUDGETS, Budget, load_results
 from helper_scripts.workers import Result, Run, train_all
 from training import TrainConfig
 from training.checkpoint import checkpoint_path
@@ -33,12 +35,11 @@ from training.device import choose_device
 from training.provenance import ROOT, unchanged_since
 from training.resume import unfinished
 
-SMALL_RUNGS = tuple(rung for rung in RUNGS if rung != "gpt")
-
 
 @dataclass(frozen=True)
 class Options:
-    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = SMALL_RUNGS  # the rungs to train, by name
+    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is all of the budget's
+    budget: Budget = "own"  # the settings to train them in
     seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves
     jobs: int = 0  # runs at a time, one thread each; 0 is one a core, and a single run has all cores to itself
     again: bool = False  # train what the log has already, too
@@ -47,7 +48,7 @@ class Options:
     corpus: str = "auto"  # as for a rung: a text file, auto or pydoc
     loss_csv: Path = LOSS_CSV  # the log that the runs join
     runs_dir: Path = RUNS_DIR  # where the finished models go
-    out: Path = IMAGE  # the picture to draw afterwards
+    out: Path | None = None  # the picture to draw afterwards; by default the budget's own in images/
 
 
 def main() -> None:
@@ -55,6 +56,7 @@ def main() -> None:
         options = parse(Options, description=__doc__)
         if options.jobs < 0:
             raise UserError(f"--jobs is {options.jobs}; it has to be 0 or more")
+        options = replace(options, out=options.out or picture_of(options.budget))
         check_picture(options.out)
         all_configs(options)  # does all that was asked for exist?
         corpus = load_corpus(options.corpus)  # fetched once, before several processes want it
@@ -71,7 +73,7 @@ def main() -> None:
             failed = _train(runs, options.jobs) if runs else []
         if len(failed) < len(configs):
             variants = options.steps is not None or any(" " in label for label in options.rungs)
-            results = load_results(options.loss_csv, corpus.name, variants)
+            results = load_results(options.loss_csv, corpus.name, variants, budget=options.budget)
             print(f"\n{markdown_table(results)}\n")
             try:
                 write_plot(results, options.out)
@@ -86,9 +88,10 @@ def all_configs(options: Options) -> list[tuple[str, TrainConfig]]:
     seeds = options.seeds if len(options.seeds) != 1 else range(options.seeds[0])
     places = {"corpus": options.corpus, "loss_csv": options.loss_csv, "runs_dir": options.runs_dir}
     more = places | {"device": options.device} | ({} if options.steps is None else {"steps": options.steps})
+    labels = [f"{label} {BUDGETS[options.budget]}" for label in options.rungs] or rungs_of(options.budget)
     configs = {  # each once, whatever was typed twice
         (config_of(label, seed=seed, sample_length=0, **more), label.split()[0]): None
-        for label in options.rungs
+        for label in labels
         for seed in seeds
     }
     if not configs:

@@ -9,4 +9,9 @@ LADDER = (
     "stages.post_norm",
     "stages.pre_norm",
     "gpt",
+    "stages.rotary",
+    "stages.rms_norm",
+    "stages.qk_norm",
+    "stages.swiglu",
+    "stages.muon",
 )

@@ -14,8 +14,7 @@ from data import LOSS_CSV, LossLog, read_log
 from data.loss_log import COLUMNS
 from helper_scripts import compare, controls, equal
 from helper_scripts.compare import change, normal, seeds_that_would_tell, verdict
-from helper_scripts.models import config_of, rung_before, rung_module, training_flops
-from stages import LADDER
+from helper_scripts.models import config_of, rung_before, rung_module, rungs_of, training_flops
 
 
 def losses(*values, first=0) -> pd.Series:
@@ -147,7 +146,7 @@ def test_equal_settings_are_equal():
     rows = rows[(rows["step"] == rows["steps"]) & (rows["flags"] == "") & (rows["steps"] == 5000)]
     a_step = rows.groupby("experiment")["seconds"].mean() / 5000
     steps = {label.split()[0]: config_of(label).steps for label in equal.TIME}
-    assert set(steps) == {module.rpartition(".")[2] for module in LADDER} - {"gpt"}
+    assert set(steps) == set(rungs_of("own"))
     assert all(abs(a_step[rung] * steps[rung] / (5000 * a_step["pre_norm"]) - 1) < 0.15 for rung in steps)
 
 

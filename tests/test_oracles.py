@@ -10,7 +10,18 @@ import bigram
 import gpt
 from helper_scripts.plot_loss import BIGRAM_FLOORS
 from helper_scripts.reference import Reference, sampled_loss
-from stages import feed_forward, multi_head, post_norm, pre_norm, residual, self_attention
+from stages import (
+    feed_forward,
+    multi_head,
+    muon,
+    post_norm,
+    pre_norm,
+    residual,
+    rms_norm,
+    rotary,
+    self_attention,
+    swiglu,
+)
 from training.evaluate import exact_loss
 from training.loop import train
 from training.state import State
@@ -129,6 +140,133 @@ def test_the_sampled_loss_estimates_the_exact_one(gpt_and_reference, corpus):
     exact = exact_loss(model, corpus.train, T)
     assert sampled_loss(reference, corpus, batch_size=16, block_size=T) == pytest.approx(exact, abs=0.05)
     assert reference.training
+
+
+def test_turning_is_multiplying_by_complex_numbers():
+    """RoFormer's own form: each pair a complex number, times e to the i times position times speed."""
+    d, generator = 8, torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, T, d, generator=generator, dtype=torch.float64)
+    speeds = 10_000 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
+    turns = torch.exp(1j * torch.arange(T)[:, None] * speeds)
+    theirs = torch.complex(x[..., : d // 2], x[..., d // 2 :]) * turns
+    same(rotary.turn(x, rotary.angles(T, d)), torch.cat([theirs.real, theirs.imag], dim=-1))
+
+
+def test_scores_depend_on_the_distance_alone():
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=generator).expand(2, 1, 1, T, 8)  # the same at every position
+    angles = rotary.angles(T, 8)
+    scores = (rotary.turn(q, angles) @ rotary.turn(k, angles).mT)[0, 0]
+    for distance in range(T):
+        diagonal = scores.diagonal(-distance)
+        same(diagonal, diagonal[:1].expand_as(diagonal))
+    assert scores[:, 0].std() > 0.1  # but on that it does
+
+
+def test_lengths_are_those_of_torchs_rms_norm_and_nothing_is_shifted(small, x):
+    model = rms_norm.LanguageModel(65, small(rms_norm))
+    assert not any(name.endswith("bias") for name, _ in model.named_parameters())
+    norms = [module for module in model.modules() if isinstance(module, nn.RMSNorm)]
+    assert len(norms) == 2 * 3 + 1  # two in each block, and the final one
+    for norm in norms:
+        nn.init.normal_(norm.weight)
+        same(norm(x), x / (x.square().mean(dim=-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt() * norm.weight)
+
+
+def llama_block(x: np.ndarray, weights: dict[str, np.ndarray], n_head: int) -> np.ndarray:
+    """A block by the equations of LLaMA (Touvron et al., 2023), for one text (T, C), a position and a head at a time.
+
+    With queries and keys normalised, as this ladder's rung 11 adds; their pairs are turned as complex numbers.
+    """
+
+    def norm(vector, gain):
+        return vector / np.sqrt(np.mean(vector**2) + np.finfo(np.float64).eps) * gain
+
+    def turned(vector, position):
+        d = len(vector)
+        pairs = vector[: d // 2] + 1j * vector[d // 2 :]
+        return pairs * np.exp(1j * position * 10_000.0 ** (-np.arange(0, d, 2) / d))
+
+    length, width = x.shape
+    d = width // n_head
+    to_q, to_k, to_v = np.split(weights["attention.qkv.weight"], 3)
+    to_gate, to_up = np.split(weights["feed_forward.up.weight"], 2)
+    normed = [norm(x[t], weights["norm1.weight"]) for t in range(length)]
+    out = np.empty_like(x)
+    for t in range(length):
+        heard = []
+        for head in range(n_head):
+            own = slice(head * d, (head + 1) * d)
+            q = turned(norm(to_q[own] @ normed[t], weights["attention.q_norm.weight"]), t)
+            keys = [turned(norm(to_k[own] @ normed[s], weights["attention.k_norm.weight"]), s) for s in range(t + 1)]
+            shares = np.exp([np.sum(q * k.conj()).real / np.sqrt(d) for k in keys])
+            heard.append(sum(share * (to_v[own] @ normed[s]) for s, share in enumerate(shares)) / shares.sum())
+        out[t] = x[t] + weights["attention.proj.weight"] @ np.concatenate(heard)
+        inner = norm(out[t], weights["norm2.weight"])
+        gate = to_gate @ inner
+        gated = gate / (1 + np.exp(-gate)) * (to_up @ inner)
+        out[t] = out[t] + weights["feed_forward.down.weight"] @ gated
+    return out
+
+
+@torch.no_grad()
+def test_a_block_of_rung_12_is_llamas(small):
+    torch.manual_seed(0)
+    block = swiglu.Block(small(swiglu)).double().eval()
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    weights = {name: parameter.numpy() for name, parameter in block.named_parameters()}
+    x = torch.randn(1, T, C, dtype=torch.float64)
+    np.testing.assert_allclose(block(x)[0].numpy(), llama_block(x[0].numpy(), weights, H), atol=1e-5)
+
+
+def test_the_gated_feed_forward_is_no_larger(small):
+    def size(module):
+        return sum(parameter.numel() for parameter in module.FeedForward(module.Config()).parameters())
+
+    assert size(swiglu) == size(rms_norm)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 72), (72, 24)], ids=str)
+def test_muons_update_is_nearly_orthogonal(shape):
+    """Singular values near one, singular vectors as they were, whatever the strengths were."""
+    generator = torch.Generator().manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(shape[0], min(shape), generator=generator))
+    v, _ = torch.linalg.qr(torch.randn(shape[1], min(shape), generator=generator))
+    strengths = torch.logspace(0, -2, min(shape))
+    made = muon.orthogonal(u * strengths @ v.mT)
+    values = torch.linalg.svdvals(made)
+    assert values.min() > 0.65 and values.max() < 1.25
+    between = u.mT @ made @ v
+    same(between, between.diagonal().diag())
+
+
+def test_muon_is_torchs_own_but_for_its_precision():
+    """Which works in bf16: the same updates to a part in a hundred, over several steps with momentum and decay."""
+    torch.manual_seed(0)
+    start, gradients = torch.randn(16, 48), torch.randn(5, 16, 48)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
+    optimizers = muon.Muon([ours], **settings), torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw")
+    for gradient in gradients:
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert moved > 0.4
+    assert (ours - theirs).norm() < 0.02 * moved
+
+
+def test_muon_has_the_blocks_matrices_and_adamw_the_rest(small):
+    model = muon.LanguageModel(65, small(muon))
+    matrices, rest = (
+        {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for optimizer in model.optimizers(small(muon))
+    )
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in matrices}
+    ends = {"attention.qkv.weight", "attention.proj.weight", "feed_forward.up.weight", "feed_forward.down.weight"}
+    assert names == {f"blocks.{number}.{end}" for number in range(3) for end in ends}
+    assert rest == {id(parameter) for parameter in model.parameters()} - matrices
 
 
 def test_a_residual_block_adds_and_a_plain_one_does_not(small, x):

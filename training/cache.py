@@ -13,10 +13,13 @@ class Cache(nn.Module):
     """Hands on the keys and values that it gets; while `remembering`, behind those of all the calls before.
 
     In a causal model a later character changes nothing about an earlier one, so its keys and values stay right.
+    window: keep those of so many characters. This is for models to which only the distance between characters counts;
+    to others, what is kept turns wrong when the window moves.
     """
 
-    def __init__(self):
+    def __init__(self, window: int | None = None):
         super().__init__()
+        self.window = window
         self.remembers = False
         self.kept: tuple[Tensor, Tensor] | None = None
 
@@ -31,6 +34,8 @@ class Cache(nn.Module):
             return k, v
         if self.kept is not None:
             k, v = (torch.cat([before, now], dim=2) for before, now in zip(self.kept, (k, v), strict=True))
+        if self.window is not None:
+            k, v = k[:, :, -self.window :], v[:, :, -self.window :]
         self.kept = k, v
         return k, v
 

@@ -53,10 +53,10 @@ def stream(
 def window_start(end: int, model: nn.Module, block_size: int) -> int:
     """Where the characters begin that a model sees of `end` ones, `block_size` of them at the most.
 
-    A window that is full moves on by one character. Of a model with a cache it moves on by half its length, since every
+    A window that is full moves on by one character. Of a model with a cache it moves on by half its length, where every
     move gives all the characters in it other positions, and what is kept is of no use any more.
     """
-    hop = max(1, block_size // 2) if caches(model) else 1
+    hop = max(1, block_size // 2) if any(cache.window is None for cache in caches(model)) else 1
     too_many = max(0, end - block_size)
     return -(-too_many // hop) * hop
 
@@ -91,12 +91,17 @@ def _recomputed(model: nn.Module, text: list[int], block_size: int) -> Iterator[
 
 @torch.no_grad()
 def _remembered(model: nn.Module, text: list[int], block_size: int) -> Iterator[Tensor]:
-    """The same, by a model with a cache, which is shown every character once, and half a window when that moves on."""
+    """The same, by a model with a cache, which is shown every character once, and half a window when that moves on.
+
+    Where the cache has a window of its own, that moves by itself, and nothing is ever shown twice. Such a model goes by
+    more than the window: what is kept of a character was made when it saw as many before it.
+    """
     device = next(model.parameters()).device
+    endless = all(cache.window is not None for cache in caches(model))
     while True:
         start = done = window_start(len(text), model, block_size)
         memory = {}
-        while window_start(len(text), model, block_size) == start:
+        while endless or window_start(len(text), model, block_size) == start:
             new, done = torch.tensor([text[done:]], device=device), len(text)
             with remembering(model, memory):
                 logits = model(new)[0, -1]

@@ -1,0 +1,225 @@
+"""Rung 13, Muon: the same network, its matrices trained by an optimizer made for matrices.
+
+What is new: how the weights move, not what they are. AdamW looks at every number of a matrix by itself. But gradients
+of a matrix have few strong directions, and those drown all others. Muon (Jordan et al., 2024) keeps a running mean of
+the gradients and makes it orthogonal before it is used: the directions stay, their strengths become equal, and the
+rare ones get to be learned too. Five products with the matrix itself come close enough to that (a Newton-Schulz
+iteration). The updates are scaled to the size of AdamW's (Liu et al., 2025), so one learning rate serves both, and
+embedding, output and gains stay with AdamW. The matrices that add to the sum start at zero: each block starts out
+saying nothing, and Muon finds their scale by itself.
+
+In the curve: by far the largest step since rung 8, from the first hundred updates on.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from training import TrainConfig, run
+from training.cache import Cache
+from training.dropout import Dropout
+
+LESSON = (  # what differs from swiglu.py
+    "LanguageModel.init_weights",
+    "LanguageModel.optimizers",
+    "Muon",
+    "orthogonal",
+)
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    steps: int = 5000  # updates of the weights
+    batch_size: int = 8  # sequences in a batch
+    block_size: int = 256  # characters of context
+    learning_rate: float = 1e-3  # AdamW's step size, at its highest
+    weight_decay: float = 0.4  # AdamW's pull of the weights towards zero
+    beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
+    warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
+    decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
+    eval_interval: int = 1000  # steps from one evaluation to the next
+    n_embd: int = 384  # numbers in a character's vector
+    n_head: int = 6  # attention heads; they share the width
+    n_layer: int = 6  # blocks, one after the other
+    dropout: float = 0.2  # share of each part's output that training silences at random
+    recipe: Literal["ours", "lecture", "laptop"] = "ours"  # start from other settings: the lecture's, or small ones
+
+    RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
+        "lecture": {
+            "steps": 5000,
+            "batch_size": 64,
+            "learning_rate": 3e-4,
+            "weight_decay": 0.01,
+            "beta2": 0.999,
+            "warmup_steps": 0,
+            "decay": False,
+            "dropout": 0.2,
+            "eval_interval": 500,
+        },
+        "laptop": {  # a minute or two on one core, for several seeds of every rung from here on
+            "steps": 1000,
+            "block_size": 128,
+            "learning_rate": 2e-3,
+            "weight_decay": 0.1,
+            "warmup_steps": 100,
+            "dropout": 0.0,
+            "eval_interval": 250,
+            "n_embd": 128,
+            "n_head": 4,
+            "n_layer": 4,
+        },
+    }
+
+
+def angles(block_size, d):
+    """How far each position turns each pair of d numbers, (T, D / 2): by 1 radian a character down to 1 / 10,000."""
+    speeds = 10_000 ** (-torch.arange(0, d, 2) / d)  # (D / 2,)
+    return torch.arange(block_size)[:, None] * speeds  # (T, D / 2)
+
+
+def turn(x, angles):
+    """Every pair of numbers an arrow, turned by its angle: x (B, H, T, D), angles (T, D / 2) -> (B, H, T, D)."""
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = rearrange(x, "batch head time (pair d) -> pair batch head time d", pair=2)
+    return rearrange([a * cos - b * sin, a * sin + b * cos], "pair batch head time d -> batch head time (pair d)")
+
+
+class SelfAttention(nn.Module):
+    """Each position gathers what it needs from itself and those before it: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # lets the heads' findings mix
+        self.q_norm = nn.RMSNorm(config.n_embd // config.n_head)
+        self.k_norm = nn.RMSNorm(config.n_embd // config.n_head)
+        self.dropout = Dropout(config.dropout)
+        self.cache = Cache(window=config.block_size)
+        future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
+        self.register_buffer("angles", angles(config.block_size, config.n_embd // config.n_head), persistent=False)
+
+    def forward(self, x):
+        T = x.shape[1]
+        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H
+        q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
+        q, k = self.q_norm(q), self.k_norm(k)  # each of length sqrt(D), but for a gain
+        k, v = self.cache(k, v)  # (B, H, S, D), and S = T; but while sampling, S counts those before as well
+        S = k.shape[2]
+        q, k = turn(q, self.angles[S - T : S]), turn(k, self.angles[:S])  # only how far apart they are will count
+        # a sum of D products has variance D: scaled back to 1, else softmax would start out picking a single position
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
+        scores = scores + self.future[S - T : S, :S].to(scores.dtype)  # minus infinity, which softmax makes 0
+        weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1
+        x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
+        return self.dropout(self.proj(x))  # (B, T, C)
+
+
+class FeedForward(nn.Module):
+    """Each position for itself works on what it has: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden = 8 * config.n_embd // 3  # three matrices of 8/3 C are as large as two of 4C
+        self.up = nn.Linear(config.n_embd, 2 * hidden, bias=False)  # the gate and what it lets pass, in one product
+        self.down = nn.Linear(hidden, config.n_embd, bias=False)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x):
+        gate, x = rearrange(self.up(x), "batch time (two hidden) -> two batch time hidden", two=2)  # (B, T, 8/3 C) each
+        x = F.silu(gate) * x
+        return self.dropout(self.down(x))  # (B, T, C)
+
+
+class Block(nn.Module):
+    """Communication, then computation: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.feed_forward = FeedForward(config)
+        self.norm1 = nn.RMSNorm(config.n_embd)
+        self.norm2 = nn.RMSNorm(config.n_embd)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        x = x + self.feed_forward(self.norm2(x))
+        return x
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, vocab_size, config):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.n_layer)))
+        self.final_norm = nn.RMSNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        self.init_weights(config)
+
+    def init_weights(self, config):
+        for name, parameter in self.named_parameters():
+            if name.endswith(("proj.weight", "down.weight")):  # what adds to the sum: 2 in each block
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:  # the RMSNorms' gains stay at one
+                nn.init.normal_(parameter, std=0.02)
+
+    def optimizers(self, config):
+        """What trains which weights: Muon the blocks' matrices, AdamW all others."""
+        matrices = [parameter for parameter in self.blocks.parameters() if parameter.dim() == 2]
+        others = [parameter for parameter in self.parameters() if all(parameter is not matrix for matrix in matrices)]
+        adamw = torch.optim.AdamW(others, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
+        return [Muon(matrices, weight_decay=config.weight_decay), adamw]
+
+    def forward(self, idx):
+        """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
+        x = self.token_embedding(idx)  # (B, T, C)
+        x = self.dropout(x)
+        x = self.blocks(x)  # (B, T, C)
+        x = self.final_norm(x)  # (B, T, C)
+        return self.lm_head(x)  # (B, T, V)
+
+
+def orthogonal(x):
+    """x (R, C), its singular values brought close to one, 0.7 to 1.2, its singular vectors left as they are.
+
+    Each round applies the odd polynomial a s + b s^3 + c s^5 to every singular value s at once. It is steep at zero, so
+    that small ones grow fast, and wanders about one from there on (Jordan et al., 2024).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = x if x.shape[0] <= x.shape[1] else x.mT  # the product with itself is then the smaller one of two
+    wide = wide / wide.norm().clamp(min=1e-7)  # no singular value above one
+    for _ in range(5):
+        square = wide @ wide.mT
+        wide = a * wide + (b * square + c * square @ square) @ wide
+    return wide if wide.shape == x.shape else wide.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: for the matrices inside a network. In fp32, which torch.optim.Muon does in bf16."""
+
+    REMEMBERS = ("momentum_buffer",)  # of each matrix, for whoever saves a run
+
+    def __init__(self, matrices, lr=1e-3, weight_decay=0.0, momentum=0.95):
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                mean = state.setdefault("momentum_buffer", torch.zeros_like(matrix))
+                mean.lerp_(matrix.grad, 1 - group["momentum"])
+                ahead = matrix.grad.lerp(mean, group["momentum"])  # Nesterov's: where the mean is going
+                size = 0.2 * max(matrix.shape) ** 0.5  # of AdamW's updates: 0.2 a number, by its root mean square
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(orthogonal(ahead), alpha=-group["lr"] * size)
+
+
+if __name__ == "__main__":
+    run(LanguageModel, Config)
