@@ -171,8 +171,16 @@ class LanguageModel(nn.Module):
 
     def optimizers(self, config):
         """What trains which weights: Muon the blocks' matrices, AdamW all others."""
-        matrices = [parameter for parameter in self.blocks.parameters() if parameter.dim() == 2]
-        others = [parameter for parameter in self.parameters() if all(parameter is not matrix for matrix in matrices)]
+        attentions = [block.attention for block in self.blocks]
+        feed_forwards = [block.feed_forward for block in self.blocks]
+        matrices = [
+            {"params": [part.qkv.weight for part in attentions], "stacked": 3},  # three matrices, stored as one
+            {"params": [part.up.weight for part in feed_forwards], "stacked": 2},
+            {"params": [part.proj.weight for part in attentions]},
+            {"params": [part.down.weight for part in feed_forwards]},
+        ]
+        gains = [parameter for parameter in self.parameters() if parameter.dim() == 1]
+        others = [self.token_embedding.weight, self.lm_head.weight, *gains]
         adamw = torch.optim.AdamW(others, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
         return [Muon(matrices, weight_decay=config.weight_decay), adamw]
 
@@ -186,39 +194,40 @@ class LanguageModel(nn.Module):
 
 
 def orthogonal(x):
-    """x (R, C), its singular values brought close to one, 0.7 to 1.2, its singular vectors left as they are.
+    """Matrices x (N, R, C), their singular values brought close to one, 0.7 to 1.2, their singular vectors kept.
 
     Each round applies the odd polynomial a s + b s^3 + c s^5 to every singular value s at once. It is steep at zero, so
     that small ones grow fast, and wanders about one from there on (Jordan et al., 2024).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    wide = x if x.shape[0] <= x.shape[1] else x.mT  # the product with itself is then the smaller one of two
-    wide = wide / wide.norm().clamp(min=1e-7)  # no singular value above one
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # the product with itself is then the smaller one of two
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above one
     for _ in range(5):
-        square = wide @ wide.mT
-        wide = a * wide + (b * square + c * square @ square) @ wide
-    return wide if wide.shape == x.shape else wide.mT
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: for the matrices inside a network. In fp32, which torch.optim.Muon does in bf16."""
+    """Momentum, orthogonalised: for the matrices inside a network. In fp32, where torch.optim.Muon works in bf16."""
 
     REMEMBERS = ("momentum_buffer",)  # of each matrix, for whoever saves a run
 
     def __init__(self, matrices, lr=1e-3, weight_decay=0.0, momentum=0.95):
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
             for matrix in group["params"]:
-                state = self.state[matrix]
-                mean = state.setdefault("momentum_buffer", torch.zeros_like(matrix))
+                mean = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
                 mean.lerp_(matrix.grad, 1 - group["momentum"])
                 ahead = matrix.grad.lerp(mean, group["momentum"])  # Nesterov's: where the mean is going
-                size = 0.2 * max(matrix.shape) ** 0.5  # of AdamW's updates: 0.2 a number, by its root mean square
+                ahead = orthogonal(rearrange(ahead, "(n row) column -> n row column", n=group["stacked"]))
+                size = 0.2 * max(ahead.shape[1:]) ** 0.5  # its root mean square is then 0.2, about AdamW's
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(orthogonal(ahead), alpha=-group["lr"] * size)
+                matrix.add_(rearrange(ahead, "n row column -> (n row) column"), alpha=-group["lr"] * size)
 
 
 if __name__ == "__main__":

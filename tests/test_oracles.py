@@ -234,27 +234,32 @@ def test_muons_update_is_nearly_orthogonal(shape):
     u, _ = torch.linalg.qr(torch.randn(shape[0], min(shape), generator=generator))
     v, _ = torch.linalg.qr(torch.randn(shape[1], min(shape), generator=generator))
     strengths = torch.logspace(0, -2, min(shape))
-    made = muon.orthogonal(u * strengths @ v.mT)
+    made, other = muon.orthogonal(torch.stack([u * strengths @ v.mT, torch.ones(shape)]))
+    assert torch.linalg.matrix_rank(other) == 1  # each for itself
     values = torch.linalg.svdvals(made)
     assert values.min() > 0.65 and values.max() < 1.25
     between = u.mT @ made @ v
     same(between, between.diagonal().diag())
 
 
-def test_muon_is_torchs_own_but_for_its_precision():
-    """Which works in bf16: the same updates to a part in a hundred, over several steps with momentum and decay."""
+@pytest.mark.parametrize("stacked", [1, 3])
+def test_muon_is_torchs_own_but_for_its_precision(stacked):
+    """Which works in bf16: the same updates to two parts in a hundred, over several steps with momentum and decay."""
     torch.manual_seed(0)
-    start, gradients = torch.randn(16, 48), torch.randn(5, 16, 48)
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    start, gradients = torch.randn(48, 24), torch.randn(5, 48, 24)
+    ours, theirs = nn.Parameter(start.clone()), [nn.Parameter(part.clone()) for part in start.chunk(stacked)]
     settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
-    optimizers = muon.Muon([ours], **settings), torch.optim.Muon([theirs], **settings, adjust_lr_fn="match_rms_adamw")
+    optimizer = muon.Muon([{"params": [ours], "stacked": stacked}], **settings)
+    torchs = torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw")
     for gradient in gradients:
-        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
-            parameter.grad = gradient.clone()
-            optimizer.step()
-    moved = (theirs - start).norm()
+        ours.grad = gradient
+        optimizer.step()
+        for parameter, part in zip(theirs, gradient.chunk(stacked), strict=True):
+            parameter.grad = part
+        torchs.step()
+    moved = (torch.cat(theirs) - start).norm()
     assert moved > 0.4
-    assert (ours - theirs).norm() < 0.02 * moved
+    assert (ours - torch.cat(theirs)).norm() < 0.02 * moved
 
 
 def test_muon_has_the_blocks_matrices_and_adamw_the_rest(small):
