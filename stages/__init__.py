@@ -14,4 +14,5 @@ LADDER = (
     "stages.qk_norm",
     "stages.swiglu",
     "stages.muon",
+    "stages.modern",
 )
