@@ -9,7 +9,6 @@ own documentation, repeated.
 
 from __future__ import annotations
 
-import importlib
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -24,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import gpt
 from data import CharTokenizer, Corpus, UserError, load_corpus
+from helper_scripts.models import rung_module, rungs_of
 from helper_scripts.reference import Reference
-from helper_scripts.results import RUNGS, check_rungs
-from stages import LADDER
+from helper_scripts.results import check_rungs
 from training.cli import errors_in_one_line, parse
 from training.device import autocast, choose_device, choose_precision, describe, synchronize
 from training.evaluate import exact_loss
@@ -37,7 +36,9 @@ from training.state import State
 
 @dataclass(frozen=True)
 class Options:
-    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = RUNGS  # the rungs to measure, by name
+    rungs: Annotated[
+        tuple[str, ...], tyro.conf.Positional
+    ] = ()  # the rungs to measure, by name; none is the first eight
     seconds: float = 3.0  # to spend on each rung's steps, about
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the products; auto takes the faster one
@@ -49,6 +50,7 @@ class Options:
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
+        options = replace(options, rungs=options.rungs or (*rungs_of("own"), "gpt"))
         check_rungs(options.rungs)
         if not 0 < options.seconds < float("inf") or options.text_mb < 1 or options.rounds < 0:
             raise UserError("--seconds has to be more than 0, --text-mb at least 1 and --rounds 0 or more")
@@ -67,7 +69,7 @@ def main() -> None:
 
 def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, rates: dict[str, float]) -> dict:
     """A row of the table: a rung's own loop, timed as a whole and then part by part."""
-    module = importlib.import_module(LADDER[RUNGS.index(rung)])
+    module = rung_module(rung)
     config = module.Config(eval_interval=10**9)
     corpus.check_context(config.block_size)
     torch.manual_seed(config.seed)
@@ -83,12 +85,12 @@ def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, 
 
     with FlopCounterMode(display=False) as counter:
         forward().backward()
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizers = State.at_start(model, config).optimizers
     parts = {
         "batch": lambda: corpus.batch(0, 1, config.batch_size, config.block_size),
         "forward": forward,
         "fw+bw": lambda: forward().backward(),
-        "update": optimizer.step,
+        "update": lambda: [optimizer.step() for optimizer in optimizers],
     }
     ms = {name: 1e3 * _seconds(part, device, options.seconds / 8) for name, part in parts.items()}
 

@@ -18,11 +18,12 @@ def cells(request) -> list[dict]:
     return json.loads(request.param.read_text(encoding="utf-8"))["cells"]
 
 
-def test_there_are_three():
+def test_there_are_four():
     assert {path.name for path in NOTEBOOKS} >= {
         "bigram-dev.ipynb",
         "self-attention-dev.ipynb",
         "layer-norm-dev.ipynb",
+        "modern-dev.ipynb",
     }
 
 
