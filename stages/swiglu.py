@@ -43,6 +43,7 @@ class Config(TrainConfig):
     dropout: float = 0.2  # share of each part's output that training silences at random
     recipe: Literal["ours", "lecture", "laptop"] = "ours"  # start from other settings: the lecture's, or small ones
 
+    PAIRS: ClassVar = True  # a head's numbers come in pairs, so there has to be an even number of them
     RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
         "lecture": {
             "steps": 5000,

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from data import UserError
+
 VOCAB = 65
 
 
@@ -96,6 +98,14 @@ def test_the_same_seed_makes_the_same_weights(rung, small):
     first, second = make(rung, small(rung)), make(rung, small(rung))
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_heads_whose_numbers_are_paired_have_an_even_number_of_them():
+    from stages import rotary
+
+    with pytest.raises(UserError, match="3 numbers, which cannot be paired; try --n-embd 16"):
+        rotary.Config(n_embd=12, n_head=4)
+    make(rotary, rotary.Config(n_embd=16, n_head=4))(random_ids(1, 8))
 
 
 def test_the_scaled_up_rung_has_the_size_it_claims():

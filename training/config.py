@@ -64,6 +64,11 @@ class TrainConfig:
                 f"--n-head {n_head} does not divide --n-embd {n_embd}: each head takes an equal share of the width; "
                 f"try --n-embd {max(n_embd // n_head, 1) * n_head}"
             )
+        if getattr(self, "PAIRS", False) and n_embd // n_head % 2:
+            raise UserError(
+                f"--n-embd {n_embd} gives each of {n_head} heads {n_embd // n_head} numbers, which cannot be paired; "
+                f"try --n-embd {n_embd + n_head}"
+            )
 
 
 def _check_range(name: str, value) -> None:
