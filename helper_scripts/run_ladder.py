@@ -39,8 +39,8 @@ from training.resume import unfinished
 @dataclass(frozen=True)
 class Options:
     rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is all of the budget's
-    budget: Budget = "own"  # the settings to train them in
     seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves
+    budget: Budget = "own"  # the settings to train them in
     jobs: int = 0  # runs at a time, one thread each; 0 is one a core, and a single run has all cores to itself
     again: bool = False  # train what the log has already, too
     steps: int | None = None  # updates, in place of each rung's own number
@@ -88,7 +88,7 @@ def all_configs(options: Options) -> list[tuple[str, TrainConfig]]:
     seeds = options.seeds if len(options.seeds) != 1 else range(options.seeds[0])
     places = {"corpus": options.corpus, "loss_csv": options.loss_csv, "runs_dir": options.runs_dir}
     more = places | {"device": options.device} | ({} if options.steps is None else {"steps": options.steps})
-    labels = [f"{label} {BUDGETS[options.budget]}" for label in options.rungs] or rungs_of(options.budget)
+    labels = [f"{label} {BUDGETS[options.budget]}".strip() for label in options.rungs] or rungs_of(options.budget)
     configs = {  # each once, whatever was typed twice
         (config_of(label, seed=seed, sample_length=0, **more), label.split()[0]): None
         for label in labels

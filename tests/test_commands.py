@@ -382,6 +382,9 @@ def test_readmes_tables_are_the_committed_logs(tmp_path):
     table = ladder_table.markdown_table(load_results(log))
     assert len(table.splitlines()) >= 2 + 8
     assert table in committed("README.md")
+    table = ladder_table.markdown_table(load_results(log, budget="laptop"))
+    assert len(table.splitlines()) >= 2 + 7
+    assert table in committed("README.md")
     assert equal.both_readings(load_results(log, variants=True)) in committed("README.md")
     corners, _ = controls.all_corners(log)
     assert controls.two_by_two(corners) in committed("README.md")

@@ -14,7 +14,9 @@ from data import LOSS_CSV, LossLog, read_log
 from data.loss_log import COLUMNS
 from helper_scripts import compare, controls, equal
 from helper_scripts.compare import change, normal, seeds_that_would_tell, verdict
+from helper_scripts.ladder_table import markdown_table
 from helper_scripts.models import config_of, rung_before, rung_module, rungs_of, training_flops
+from helper_scripts.results import BUDGETS, load_results
 
 
 def losses(*values, first=0) -> pd.Series:
@@ -100,6 +102,25 @@ def test_the_ladder_rung_by_rung(logged, monkeypatch, capsys):
     assert said[0].startswith("multi_head is better than bigram: ")
     assert said[1].startswith("residual and multi_head cannot be told apart: ")
     assert said[2:] == ["left out 1 run that did not finish"]
+
+
+def test_a_budget_is_a_ladder_of_its_own(logged, monkeypatch, capsys):
+    def runs(rung: str, flags: str, loss: float) -> list[dict]:
+        settings = {"experiment": rung, "flags": flags, "config": flags, "commit": flags}
+        return [row(**settings, seed=seed, val_loss=loss + 0.01 * seed**2) for seed in range(3)]
+
+    laptop = BUDGETS["laptop"]
+    rows = [*runs("gpt", "", 1.5), *runs("gpt", laptop, 2.0), *runs("pre_norm", "", 2.1), *runs("rotary", laptop, 1.75)]
+    log = logged("log.csv", rows)
+    said = run(monkeypatch, capsys, "--budget", "laptop", "--loss-csv", log).splitlines()
+    assert said == [
+        f"rotary {laptop} is better than gpt {laptop}: -0.2500 (95%: -0.2500 to -0.2500, n = 3 seeds)",
+        f"left out 6 runs with other settings than {laptop}",
+    ]
+    *_, gpts, rotarys = markdown_table(load_results(log, budget="laptop")).splitlines()
+    assert gpts.startswith(f"| `gpt {laptop}` |") and rotarys.startswith(f"| `rotary {laptop}` |")
+    assert [line.split(" | ")[3] for line in (gpts, rotarys)] == ["", "-0.250 (-0.250 to -0.250, n = 3)"]
+    assert "rotary" not in markdown_table(load_results(log))
 
 
 def test_what_a_rung_is_held_against(monkeypatch):

@@ -12,12 +12,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import MODULES, ROOT, rung_id
+from conftest import MODULES, ROOT
 
 import bigram
 from data import load_corpus, read_log
 from helper_scripts import run_ladder
 from helper_scripts.models import config_of
+from helper_scripts.results import RUNGS
 from helper_scripts.workers import Run, train_all
 from training import provenance, run
 from training.checkpoint import load_checkpoint
@@ -222,10 +223,22 @@ def test_what_cannot_be_trained_is_said_before_anything_is(args, words, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_budget_has_its_rungs_and_their_settings():
+    own, short, laptop = (
+        dict(run_ladder.all_configs(run_ladder.Options(budget=budget))) for budget in ("own", "short", "laptop")
+    )
+    assert own.keys() | laptop.keys() == set(RUNGS) and own.keys() & laptop.keys() == set()
+    assert short.keys() == laptop.keys() == set(RUNGS[RUNGS.index("gpt") :])
+    assert {config.block_size for config in own.values()} == {8}
+    assert {(config.n_embd, config.steps) for config in short.values()} == {(384, 1000)}
+    assert {(config.n_embd, config.steps) for config in laptop.values()} == {(128, 1000)}
+    ((_, one),) = run_ladder.all_configs(run_ladder.Options(("rotary --n-layer 2",), budget="laptop"))
+    assert (one.n_embd, one.n_layer) == (128, 2)
+
+
 def test_seeds_are_a_number_or_a_list():
     def seeds(*numbers):
         return [config.seed for _, config in run_ladder.all_configs(run_ladder.Options(("bigram",), numbers))]
 
     assert seeds(3) == [0, 1, 2]
     assert seeds(7, 3, 7) == [7, 3]
-    assert [rung for rung, _ in run_ladder.all_configs(run_ladder.Options())] == [rung_id(m) for m in MODULES][:-1]
