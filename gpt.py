@@ -1,12 +1,12 @@
-"""Rung 8, GPT: the same architecture, 250 times the parameters, with dropout.
+"""Rung 8, GPT: the same architecture, scaled up.
 
-What is new: scale. Six blocks of six heads, 384 numbers a character, and a context of 256 characters, where the rungs
-before saw 8. A model of this size can learn a million characters by heart, so dropout silences a fifth of what each
-part says, at random (Srivastava et al., 2014). And it starts out smaller: weights from N(0, 0.02), those that add to
-the sum smaller still, so that the sum of twelve parts has the size of one (Radford et al., 2019). The positions start
-as waves, in which one step back is the same rotation everywhere (Vaswani et al., 2017), and are learned from there.
-While it writes a text it keeps the keys and values of the characters before, which do not change any more: computing
-the whole context anew for every character would take a dozen times as long.
+What is new: scale, to 250 times the parameters. Six blocks of six heads, 384 numbers a character, and a context of 256
+characters, where the rungs before saw 8. A model of this size can learn a million characters by heart, so dropout
+silences a fifth of what each part says, at random (Srivastava et al., 2014). And it starts out smaller: weights from
+N(0, 0.02), those that add to the sum smaller still, so that the sum of twelve parts has the size of one (Radford et
+al., 2019). The positions start as waves, in which one step back is the same rotation everywhere (Vaswani et al., 2017),
+and are learned from there. While it writes a text it keeps the keys and values of the characters before, which do not
+change any more: computing the whole context anew for every character would take a dozen times as long.
 
 In the curve: everything else looks flat beside it. Its steps are not the others' steps, though: each reads 2,048
 characters where theirs read 256, and takes a hundred times as long.
@@ -40,8 +40,8 @@ class Config(TrainConfig):
     steps: int = 5000  # updates of the weights
     batch_size: int = 8  # sequences in a batch
     block_size: int = 256  # characters of context
-    learning_rate: float = 1e-3  # AdamW's step size, at its highest
-    weight_decay: float = 0.4  # AdamW's pull of the weights towards zero
+    learning_rate: float = 1e-3  # how far a step moves the weights, at its highest
+    weight_decay: float = 0.4  # how strongly the weights are pulled towards zero
     beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
     warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
     decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
@@ -64,7 +64,7 @@ class Config(TrainConfig):
             "dropout": 0.2,
             "eval_interval": 500,
         },
-        "laptop": {  # a minute or two on one core, for several seeds of every rung from here on
+        "laptop": {  # a few minutes on one core, for several seeds of every rung from here on
             "steps": 1000,
             "block_size": 128,
             "learning_rate": 2e-3,

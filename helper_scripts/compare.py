@@ -19,7 +19,7 @@ from scipy import stats
 
 from data import LOSS_CSV, UserError, read_log
 from helper_scripts.models import rung_before
-from helper_scripts.results import Budget, load_results
+from helper_scripts.results import BUDGETS, Budget, load_results
 from training.cli import errors_in_one_line, parse
 
 CONFIDENCE = 0.95
@@ -33,13 +33,15 @@ class Options:
     loss_csv: Path = LOSS_CSV  # the log to read
     against: Path | None = None  # the log to take the second set from, if it is another
     mine: Path | None = None  # a log of one's own, to hold against --loss-csv: is it normal?
-    budget: Budget = "own"  # the settings of the whole ladder: its rungs' own, or those of run_ladder.py --budget
+    budget: Budget = "own"  # the settings of all that is compared: the rungs' own, or those of run_ladder.py --budget
     corpus: str | None = None  # the corpus whose runs to compare; by default Tiny Shakespeare
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
+        if options.budget != "own" and (options.mine or options.against):
+            raise UserError("--budget is for rungs of one log; leave it out, and name runs by their flags")
         if options.mine and (options.sets or options.against):
             raise UserError("--mine takes no other sets: it holds every run of that log against those like it")
         if options.mine:
@@ -56,7 +58,7 @@ def two_sets(options: Options) -> list[str]:
     if len(options.sets) == 1 and options.against:
         names = options.sets * 2
     elif len(options.sets) == 2:
-        names = options.sets
+        names = tuple(_at_budget(name, options.budget) for name in options.sets)
     else:
         raise UserError(f"two sets are compared, not {len(options.sets)}; name two, or one and --against LOG")
     logs = options.loss_csv, options.against or options.loss_csv
@@ -69,6 +71,12 @@ def two_sets(options: Options) -> list[str]:
         brief = logs[0].name != logs[1].name
         names = tuple(f"{name} of {log.name if brief else log}" for name, log in zip(names, logs, strict=True))
     return [verdict(*names, one, other), *dict.fromkeys([*left_out, *left_out_there])]
+
+
+def _at_budget(name: str, budget: Budget) -> str:
+    """A set's name with the flags of a budget: behind its own and before its commit."""
+    label, at, commit = name.partition("@")
+    return f"{label} {BUDGETS[budget]}".strip() + at + commit
 
 
 def whole_ladder(options: Options) -> list[str]:

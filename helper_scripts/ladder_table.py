@@ -52,7 +52,8 @@ def markdown_table(results: Results) -> str:
     """A row a rung, in ladder order; losses as mean ± standard deviation over n seeds, seconds as their mean.
 
     Next to them what the write-up has, or where it has none of these rungs' settings, the change against the rung
-    before. FLOPs are those of training on a character, characters those that were trained on.
+    before. FLOPs are those of training on a character, its share of an update included;
+    characters are those that were trained on.
     """
     written_up = not WRITE_UP.keys().isdisjoint(results.order)
     held_against = "write-up" if written_up else "change, and its 95% interval"

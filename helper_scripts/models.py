@@ -19,7 +19,7 @@ from training import TrainConfig
 from training.checkpoint import load_checkpoint
 from training.cli import parse
 from training.config import NOT_COMPARED, starting_point
-from training.state import Evaluation
+from training.state import Evaluation, State
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,9 @@ def config_of(label: str, **settings) -> TrainConfig:
 
 
 def training_flops(label: str, parameters: int) -> float | None:
-    """Floating-point operations of training on one character, forward and backward, as torch counts its products.
+    """Floating-point operations of training on one character: forward, backward and its share of the update.
+
+    As torch counts them, which is products alone; an update has some where Muon makes it.
 
     parameters: those of the model as it was logged, which tell the size of the alphabet. None where no alphabet gives
     that number, or there are no such flags: the rung is another by now. None too where a model cannot be counted so.
@@ -104,9 +106,16 @@ def _training_flops(config: TrainConfig, module: ModuleType, parameters: int) ->
     vocab_size = sizes[bisect.bisect_left(sizes[:-1], parameters, key=count)]
     if count(vocab_size) != parameters:
         return None
+    made = model(vocab_size)
     with FlopCounterMode(display=False) as counter:
-        model(vocab_size)(torch.zeros(1, config.block_size, dtype=torch.long, device="meta")).sum().backward()
-    return counter.get_total_flops() / config.block_size
+        made(torch.zeros(1, config.block_size, dtype=torch.long, device="meta")).sum().backward()
+    with FlopCounterMode(display=False) as update_counter:
+        for optimizer in State.at_start(made, config).optimizers:
+            for group in optimizer.param_groups:
+                group["fused"] = False  # that takes numbers
+            optimizer.step()
+    update = update_counter.get_total_flops() / config.batch_size
+    return (counter.get_total_flops() + update) / config.block_size
 
 
 def load_model(path: Path) -> Trained:

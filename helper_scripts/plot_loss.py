@@ -98,7 +98,9 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
     # seeds take different times to the same step: their mean, so that the curves have one point there
     rows["x"] = rows.groupby(["label", "step"])[X[x]].transform("mean")
     palette = dict(zip(order, sns.husl_palette(len(order), h=0.6, s=0.9, l=0.55), strict=True))
-    or_plain = ", or without the flags" if any(" " in label for label in order) else ""
+    or_plain = (
+        ", or without the flags" if any(rung_before(label, order) in label.split()[:1] for label in order) else ""
+    )
     columns = min(COLUMNS, len(order))
     height = math.ceil(len(order) / columns)
     figure.set_size_inches(3.1 * columns + 4.6, max(4.4, 3.3 * height + 0.9))

@@ -23,6 +23,7 @@ RUNGS = tuple(module.rpartition(".")[2] for module in LADDER)  # as the log name
 # all three; at their own settings each of them takes an hour or more.
 Budget = Literal["own", "short", "laptop"]
 BUDGETS: dict[Budget, str] = {"own": "", "short": "--steps 1000", "laptop": "--recipe laptop"}
+OTHER_THAN_OWN = "settings that are not their rung's own (ladder_table.py --variants lists them)"
 
 
 def check_rungs(names: tuple[str, ...]) -> None:
@@ -30,9 +31,6 @@ def check_rungs(names: tuple[str, ...]) -> None:
     unknown = [name for name in names if name not in RUNGS]
     if unknown:
         raise UserError(f"there is no rung {', '.join(unknown)}; the ladder has {', '.join(RUNGS)}")
-
-
-NOT_OWN = "with settings that are not their rung's own (--variants shows them)"
 
 
 @dataclass(frozen=True)
@@ -108,8 +106,8 @@ def load_results(
         keep(rows["commit"].str.startswith(commit), f"of other commits than {commit}")
     keep(rows["experiment"].isin(RUNGS), "of rungs that the ladder does not name (stages/__init__.py)")
     if not variants:
-        settings = f"with other settings than {BUDGETS[budget]}" if BUDGETS[budget] else NOT_OWN
-        keep(rows["flags"] == BUDGETS[budget], settings)
+        settings = f"other settings than {BUDGETS[budget]}" if BUDGETS[budget] else OTHER_THAN_OWN
+        keep(rows["flags"] == BUDGETS[budget], f"with {settings}")
     keep(rows.groupby("run")["step"].transform("max") == rows["steps"], "that did not finish")
     rows = rows.assign(label=(rows["experiment"] + " " + rows["flags"]).str.strip())
     latest = rows.groupby("label")["config"].transform("last")

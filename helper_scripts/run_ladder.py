@@ -25,7 +25,7 @@ from data import LOSS_CSV, Corpus, UserError, load_corpus, read_log
 from helper_scripts.ladder_table import markdown_table
 from helper_scripts.models import config_of, rung_module, rungs_of
 from helper_scripts.plot_loss import check_picture, picture_of, write_plot
-from helper_scripts.results import BUDGETS, Budget, load_results
+from helper_scripts.results import BUDGETS, RUNGS, Budget, load_results
 from helper_scripts.workers import Result, Run, train_all
 from training import TrainConfig
 from training.checkpoint import checkpoint_path
@@ -88,7 +88,7 @@ def all_configs(options: Options) -> list[tuple[str, TrainConfig]]:
     seeds = options.seeds if len(options.seeds) != 1 else range(options.seeds[0])
     places = {"corpus": options.corpus, "loss_csv": options.loss_csv, "runs_dir": options.runs_dir}
     more = places | {"device": options.device} | ({} if options.steps is None else {"steps": options.steps})
-    labels = [f"{label} {BUDGETS[options.budget]}".strip() for label in options.rungs] or rungs_of(options.budget)
+    labels = [_at_budget(label, options.budget) for label in options.rungs] or rungs_of(options.budget)
     configs = {  # each once, whatever was typed twice
         (config_of(label, seed=seed, sample_length=0, **more), label.split()[0]): None
         for label in labels
@@ -97,6 +97,15 @@ def all_configs(options: Options) -> list[tuple[str, TrainConfig]]:
     if not configs:
         raise UserError("there is nothing to train: name a rung, and --seeds 1 or more")
     return [(rung, config) for config, rung in configs]
+
+
+def _at_budget(label: str, budget: Budget) -> str:
+    """A rung in the settings of a budget, over which its own flags go. Raises UserError where it has no such."""
+    rung, _, flags = label.partition(" ")
+    there = [name.split()[0] for name in rungs_of(budget)]
+    if budget != "own" and rung in RUNGS and rung not in there:
+        raise UserError(f"{rung} is not trained at the {budget} budget; that is for {', '.join(there)}")
+    return " ".join(filter(None, (rung, BUDGETS[budget], flags)))
 
 
 def left_to_do(
@@ -132,10 +141,10 @@ def _is_logged(rung: str, config: TrainConfig, rows: pd.DataFrame, corpus: Corpu
 
 
 def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -> float:
-    """By the log's runs, wherever they ran: of this rung in these settings, or else of it in any, or else of any."""
+    """By the log's runs, wherever they ran: of this rung in these settings, or else of others in them, or of any."""
     if rows is not None:
-        own = rows[rows["experiment"] == rung]
-        for alike in (own[own["config"] == fingerprint(config)], own, rows):
+        own, same = rows["experiment"] == rung, rows["config"] == fingerprint(config)
+        for alike in (rows[own & same], rows[same], rows[own], rows):
             if steps := alike["step"].sum():
                 return max(1e-6, float(alike["seconds"].sum() / steps))
     return 1.0

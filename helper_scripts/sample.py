@@ -2,7 +2,8 @@
 
 The text comes as it is written. Rung 8 keeps the keys and values of the characters before; `--no-cached` computes them
 anew each time, for the same text, a dozen times as slow. It sees at most its context: when that is full, it goes on
-with the later half of it.
+with the later half of it. The rungs above it, whose positions are rotary, need not: they forget one character for each
+that they write. There `--no-cached` writes another text past the context, for it knows nothing of what came before.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rung 11, QK-norm: queries and keys brought to one length before they meet.
 
-What is new: an RMSNorm on each query and each key (Henry et al., 2020; Dehghani et al., 2023). A score is then a
-matter of direction alone, and cannot outgrow what softmax can bear, however large the weights become: with D numbers
-each it stays between -sqrt(D) and sqrt(D), times two gains that are learned. So the learning rate may be higher.
+What is new: queries and keys are normalised (Henry et al., 2020; Dehghani et al., 2023), here by an RMSNorm each. A
+score is then a matter of direction alone, and cannot outgrow what softmax can bear, however large the weights become:
+with D numbers each it stays between -sqrt(D) and sqrt(D), times two gains that are learned.
 
 In the curve: little at this size and rate; at a higher one it is what keeps the run from falling apart.
 """
@@ -26,8 +26,8 @@ class Config(TrainConfig):
     steps: int = 5000  # updates of the weights
     batch_size: int = 8  # sequences in a batch
     block_size: int = 256  # characters of context
-    learning_rate: float = 1e-3  # AdamW's step size, at its highest
-    weight_decay: float = 0.4  # AdamW's pull of the weights towards zero
+    learning_rate: float = 1e-3  # how far a step moves the weights, at its highest
+    weight_decay: float = 0.4  # how strongly the weights are pulled towards zero
     beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
     warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
     decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
@@ -51,7 +51,7 @@ class Config(TrainConfig):
             "dropout": 0.2,
             "eval_interval": 500,
         },
-        "laptop": {  # a minute or two on one core, for several seeds of every rung from here on
+        "laptop": {  # a few minutes on one core, for several seeds of every rung from here on
             "steps": 1000,
             "block_size": 128,
             "learning_rate": 2e-3,
@@ -67,14 +67,14 @@ class Config(TrainConfig):
 
 
 def angles(block_size, d):
-    """How far each position turns each pair of d numbers, (T, D / 2): by 1 radian a character down to 1 / 10,000."""
+    """How far each position turns each pair of d numbers, (T, D / 2): 1 radian a character, then ever less."""
     speeds = 10_000 ** (-torch.arange(0, d, 2) / d)  # (D / 2,)
     return torch.arange(block_size)[:, None] * speeds  # (T, D / 2)
 
 
-def turn(x, angles):
-    """Every pair of numbers an arrow, turned by its angle: x (B, H, T, D), angles (T, D / 2) -> (B, H, T, D)."""
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+def turn(x, by):
+    """Every pair of numbers an arrow, turned by an angle: x (B, H, T, D), by (T, D / 2) -> (B, H, T, D)."""
+    cos, sin = by.cos().to(x.dtype), by.sin().to(x.dtype)
     a, b = rearrange(x, "batch head time (pair d) -> pair batch head time d", pair=2)
     return rearrange([a * cos - b * sin, a * sin + b * cos], "pair batch head time d -> batch head time (pair d)")
 

@@ -117,6 +117,7 @@ def test_a_budget_is_a_ladder_of_its_own(logged, monkeypatch, capsys):
         f"rotary {laptop} is better than gpt {laptop}: -0.2500 (95%: -0.2500 to -0.2500, n = 3 seeds)",
         f"left out 6 runs with other settings than {laptop}",
     ]
+    assert run(monkeypatch, capsys, "gpt", "rotary", "--budget", "laptop", "--loss-csv", log).startswith(said[0])
     *_, gpts, rotarys = markdown_table(load_results(log, budget="laptop")).splitlines()
     assert gpts.startswith(f"| `gpt {laptop}` |") and rotarys.startswith(f"| `rotary {laptop}` |")
     assert [line.split(" | ")[3] for line in (gpts, rotarys)] == ["", "-0.250 (-0.250 to -0.250, n = 3)"]

@@ -12,10 +12,12 @@ from helper_scripts.plot_loss import BIGRAM_FLOORS
 from helper_scripts.reference import Reference, sampled_loss
 from stages import (
     feed_forward,
+    modern,
     multi_head,
     muon,
     post_norm,
     pre_norm,
+    qk_norm,
     residual,
     rms_norm,
     rotary,
@@ -143,7 +145,7 @@ def test_the_sampled_loss_estimates_the_exact_one(gpt_and_reference, corpus):
 
 
 def test_turning_is_multiplying_by_complex_numbers():
-    """RoFormer's own form: each pair a complex number, times e to the i times position times speed."""
+    """Each pair a complex number, times e to the i times position times speed, as RoFormer's proof has it."""
     d, generator = 8, torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, T, d, generator=generator, dtype=torch.float64)
     speeds = 10_000 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
@@ -173,10 +175,34 @@ def test_lengths_are_those_of_torchs_rms_norm_and_nothing_is_shifted(small, x):
         same(norm(x), x / (x.square().mean(dim=-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt() * norm.weight)
 
 
-def llama_block(x: np.ndarray, weights: dict[str, np.ndarray], n_head: int) -> np.ndarray:
+ROTARY = (rotary, rms_norm, qk_norm, swiglu, muon, modern)
+
+
+@pytest.mark.parametrize("rung", ROTARY, ids=lambda rung: rung.__name__)
+@torch.no_grad()
+def test_rotary_heads_are_torchs_attention_on_what_is_turned(rung, small):
+    """By torch's own attention, of queries and keys that are normalised and turned here, once more by hand."""
+    torch.manual_seed(0)
+    attention, x = rung.SelfAttention(small(rung)).double().eval(), torch.randn(B, T, C, dtype=torch.float64)
+    q, k, v = (part.view(B, T, H, C // H).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
+    if hasattr(attention, "q_norm"):
+        q, k = (F.normalize(part, dim=-1) * (C // H) ** 0.5 for part in (q, k))  # the gains are one
+    speeds = 10_000 ** (-torch.arange(0, C // H, 2, dtype=torch.float64) * H / C)
+    turns = torch.exp(1j * torch.arange(T)[:, None] * speeds)
+    q, k = (torch.complex(*part.chunk(2, dim=-1)) * turns for part in (q, k))
+    q, k = (torch.cat([part.real, part.imag], dim=-1) for part in (q, k))
+    theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+    ours = attention(x, None)[0] if rung is modern else attention(x)
+    same(ours, attention.proj(theirs))
+
+
+def llama_block(
+    x: np.ndarray, weights: dict[str, np.ndarray], n_head: int, first: list[np.ndarray] | None = None
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """A block by the equations of LLaMA (Touvron et al., 2023), for one text (T, C), a position and a head at a time.
 
-    With queries and keys normalised, as this ladder's rung 11 adds; their pairs are turned as complex numbers.
+    With queries and keys normalised, as this ladder's rung 11 adds; their pairs are turned as complex numbers. Returns
+    the values of all positions as well, with which a later block's are mixed if it has shares, as in rung 14.
     """
 
     def norm(vector, gain):
@@ -192,6 +218,9 @@ def llama_block(x: np.ndarray, weights: dict[str, np.ndarray], n_head: int) -> n
     to_q, to_k, to_v = np.split(weights["attention.qkv.weight"], 3)
     to_gate, to_up = np.split(weights["feed_forward.up.weight"], 2)
     normed = [norm(x[t], weights["norm1.weight"]) for t in range(length)]
+    own_values = [to_v @ vector for vector in normed]
+    of_first, of_own = weights.get("attention.shares", (0.0, 1.0))
+    values = [of_first * a + of_own * b for a, b in zip(first or own_values, own_values, strict=True)]
     out = np.empty_like(x)
     for t in range(length):
         heard = []
@@ -200,13 +229,13 @@ def llama_block(x: np.ndarray, weights: dict[str, np.ndarray], n_head: int) -> n
             q = turned(norm(to_q[own] @ normed[t], weights["attention.q_norm.weight"]), t)
             keys = [turned(norm(to_k[own] @ normed[s], weights["attention.k_norm.weight"]), s) for s in range(t + 1)]
             shares = np.exp([np.sum(q * k.conj()).real / np.sqrt(d) for k in keys])
-            heard.append(sum(share * (to_v[own] @ normed[s]) for s, share in enumerate(shares)) / shares.sum())
+            heard.append(sum(share * values[s][own] for s, share in enumerate(shares)) / shares.sum())
         out[t] = x[t] + weights["attention.proj.weight"] @ np.concatenate(heard)
         inner = norm(out[t], weights["norm2.weight"])
         gate = to_gate @ inner
         gated = gate / (1 + np.exp(-gate)) * (to_up @ inner)
         out[t] = out[t] + weights["feed_forward.down.weight"] @ gated
-    return out
+    return out, own_values
 
 
 @torch.no_grad()
@@ -217,7 +246,23 @@ def test_a_block_of_rung_12_is_llamas(small):
         nn.init.normal_(parameter, std=0.5)
     weights = {name: parameter.numpy() for name, parameter in block.named_parameters()}
     x = torch.randn(1, T, C, dtype=torch.float64)
-    np.testing.assert_allclose(block(x)[0].numpy(), llama_block(x[0].numpy(), weights, H), atol=1e-5)
+    np.testing.assert_allclose(block(x)[0].numpy(), llama_block(x[0].numpy(), weights, H)[0], atol=1e-5)
+
+
+@torch.no_grad()
+def test_two_blocks_of_rung_14_share_the_first_ones_values(small):
+    torch.manual_seed(0)
+    blocks = [modern.Block(small(modern)).double().eval() for _ in range(2)]
+    ours = theirs = torch.randn(1, T, C, dtype=torch.float64)
+    theirs, first, values = theirs[0].numpy(), None, None
+    for block in blocks:
+        for parameter in block.parameters():
+            nn.init.normal_(parameter, std=0.5)
+        ours, first = block(ours, first)
+        weights = {name: parameter.numpy() for name, parameter in block.named_parameters()}
+        theirs, own_values = llama_block(theirs, weights, H, values)
+        values = values or own_values
+    np.testing.assert_allclose(ours[0].numpy(), theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_the_gated_feed_forward_is_no_larger(small):
@@ -249,6 +294,8 @@ def test_muon_is_torchs_own_but_for_its_precision(stacked):
     start, gradients = torch.randn(48, 24), torch.randn(5, 48, 24)
     ours, theirs = nn.Parameter(start.clone()), [nn.Parameter(part.clone()) for part in start.chunk(stacked)]
     settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has none yet")
     optimizer = muon.Muon([{"params": [ours], "stacked": stacked}], **settings)
     torchs = torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw")
     for gradient in gradients:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import gpt
 from data import Corpus, LossLog, read_log
-from stages import post_norm, pre_norm
+from stages import muon, post_norm, pre_norm
 from training import run
 from training.checkpoint import load_checkpoint
 from training.cli import as_typed, parse
@@ -340,6 +340,24 @@ def interrupted(tmp_path, text_file, at_step, monkeypatch) -> Path:
     assert stopped(tmp_path, text_file) == 130
     monkeypatch.undo()
     return tmp_path
+
+
+def test_a_run_with_two_optimizers_goes_on_with_both(tmp_path, text_file, at_step, monkeypatch):
+    go(tmp_path / "whole", text_file, rung=muon)
+    at_step(6, lambda: signal.raise_signal(signal.SIGINT))
+    assert stopped(tmp_path, text_file, rung=muon) == 130
+    monkeypatch.undo()
+    assert [len(moments) for moments in load_checkpoint(checkpoint(tmp_path))["optimizers"]] == [4, 7]
+    go(tmp_path, text_file, "--resume", rung=muon)
+    assert_same(tmp_path, tmp_path / "whole")
+
+
+def test_a_checkpoint_from_when_there_was_one_optimizer_goes_on(interrupted, whole, text_file):
+    content = load_checkpoint(checkpoint(interrupted))
+    (content["optimizer"],) = content.pop("optimizers")
+    torch.save(content, checkpoint(interrupted))
+    go(interrupted, text_file, "--resume")
+    assert_same(interrupted, whole)
 
 
 def put_in_place(folder: Path, said: str) -> None:

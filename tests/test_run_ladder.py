@@ -209,6 +209,10 @@ def test_code_is_unchanged_only_if_git_says_so(tmp_path, monkeypatch):
         (["bigram", "--seeds"], "there is nothing to train"),
         (["bigram", "--seeds", "0"], "there is nothing to train"),
         (["bigram", "--jobs", "-1"], "--jobs is -1"),
+        (
+            ["gpt", "bigram", "--budget", "laptop"],
+            "bigram is not trained at the laptop budget; that is for gpt, rotary",
+        ),
         (["bigram", "--out", "x.xyz"], "does not end in a kind of picture"),
     ],
 )
@@ -232,8 +236,8 @@ def test_a_budget_has_its_rungs_and_their_settings():
     assert {config.block_size for config in own.values()} == {8}
     assert {(config.n_embd, config.steps) for config in short.values()} == {(384, 1000)}
     assert {(config.n_embd, config.steps) for config in laptop.values()} == {(128, 1000)}
-    ((_, one),) = run_ladder.all_configs(run_ladder.Options(("rotary --n-layer 2",), budget="laptop"))
-    assert (one.n_embd, one.n_layer) == (128, 2)
+    ((_, one),) = run_ladder.all_configs(run_ladder.Options(("rotary --n-layer 2 --steps 7",), budget="laptop"))
+    assert (one.n_embd, one.n_layer, one.steps) == (128, 2, 7)  # what is typed goes over it
 
 
 def test_seeds_are_a_number_or_a_list():

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from data import UserError
+from training.state import State
 
 VOCAB = 65
 
@@ -61,6 +62,14 @@ def test_every_parameter_gets_a_gradient(rung, small):
     F.cross_entropy(model(random_ids(16, 8)).flatten(0, 1), random_ids(16 * 8)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_every_parameter_is_trained_by_one_optimizer(rung, small):
+    model = make(rung, small(rung))
+    optimizers = State.at_start(model, small(rung)).optimizers
+    trained = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
+    assert len(trained) == len(list(model.parameters()))
+    assert {id(parameter) for parameter in trained} == {id(parameter) for parameter in model.parameters()}
 
 
 def test_one_batch_can_be_learnt_by_heart(rung, small):

@@ -58,7 +58,7 @@ def endless(model) -> bool:
 def test_a_window_that_moves_by_itself_is_attention_to_the_last_characters(rung, small, prompt, model):
     """The text in one go, by the same weights in a model of four times the context that attends to T at a time."""
     if not endless(model):
-        return
+        pytest.skip("its window moves on when it is read anew")
     whole = rung.LanguageModel(VOCAB, small(rung, block_size=4 * T)).double().eval()
     whole.load_state_dict(model.state_dict())
     for block in whole.blocks:

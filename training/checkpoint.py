@@ -41,8 +41,8 @@ def check_folder(folder: Path) -> None:
 def save_checkpoint(path: Path, state: State, config: TrainConfig, facts: dict) -> None:
     """Write all that it takes to go on from `state`, with `config` and `facts` (plain values): all of it, or nothing.
 
-    After the last step the optimizers, two thirds of the file, are left out. Raises UserError where the file cannot be
-    written; the one before it is then still in its place.
+    After the last step the optimizers, half of the file or more, are left out. Raises UserError where the file cannot
+    be written; the one before it is then still in its place.
     """
     content = {
         "weights": state.model.state_dict(),
@@ -82,6 +82,9 @@ def load_checkpoint(path: Path) -> dict:
         raise UserError(f"there is no checkpoint {path}; train the rung first") from None
     except UNREADABLE as error:
         raise UserError(f"{path} is not a checkpoint of this project ({type(error).__name__}); train again") from None
+    if isinstance(content, dict) and "optimizer" in content:  # written when there was but one
+        one = content.pop("optimizer")
+        content["optimizers"] = None if one is None else [one]
     if not _is_sound(content):
         raise UserError(f"{path} is not a checkpoint of this version of the project; train again")
     return content

@@ -35,8 +35,8 @@ class TrainConfig:
     seed: int = 0  # of the initial weights, the batches and the sample
     batch_size: int = 32  # sequences in a batch
     block_size: int = 8  # characters of context
-    learning_rate: float = 1e-3  # AdamW's step size, at its highest
-    weight_decay: float = 0.0  # AdamW's pull of the weights towards zero; small models never get to overfit
+    learning_rate: float = 1e-3  # how far a step moves the weights, at its highest
+    weight_decay: float = 0.0  # how strongly the weights are pulled towards zero; small models never get to overfit
     beta2: float = 0.999  # AdamW's memory of squared gradients
     warmup_steps: int = 0  # steps over which the learning rate rises from zero, a tenth of all at most
     decay: bool = False  # let the learning rate fall, after the warm-up, linearly to zero at the last step

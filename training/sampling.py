@@ -41,7 +41,8 @@ def stream(
 
     temperature: divides the logits; 0 takes the likeliest id each time. top_k: draw among the k likeliest, 0 for all.
     generator: a CPU generator, which alone decides the draws: they are made on the CPU, where the same seed means the
-    same text whatever the model runs on. cached: let a model that has a `Cache` use it; the text is the same.
+    same draws whatever the model runs on. cached: let a model that has a `Cache` use it; the text is the same, but past
+    the context only where that cache has no window of its own (see `_remembered`).
     """
     text = idx.tolist()
     cached = bool(cached and caches(model)) and shapes_may_grow(next(model.parameters()).device)
