@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -94,6 +94,7 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
     """A panel of curves for each label of `results`, and at the right the ladder of final losses."""
     import seaborn as sns  # takes seconds, and the processes of run_ladder.py import this file too
 
+    results, settings = _common_flags(results)
     order, rows = results.order, results.rows.copy()
     # seeds take different times to the same step: their mean, so that the curves have one point there
     rows["x"] = rows.groupby(["label", "step"])[X[x]].transform("mean")
@@ -126,8 +127,18 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
         lines["bigram by counting"] = FLOOR
     handles = [Line2D([], [], **{"color": "black"} | style) for style in lines.values()]
     figure.legend(handles, list(lines), loc="outside lower center", ncols=4)
-    figure.suptitle(f"What each part of a GPT buys: {results.corpus}, mean and standard deviation over seeds")
+    what = f"{results.corpus}{settings and f', {settings}'}"
+    figure.suptitle(f"What each part of a GPT buys: {what}, mean and standard deviation over seeds")
     return figure
+
+
+def _common_flags(results: Results) -> tuple[Results, str]:
+    """The same results under shorter labels, without the flags that all of them have, and these flags."""
+    flags = {label.partition(" ")[2] for label in results.order}
+    if len(flags) > 1:
+        return results, ""
+    rows = results.rows.assign(label=results.rows["experiment"])
+    return replace(results, rows=rows, order=[label.split()[0] for label in results.order]), flags.pop()
 
 
 def _curves(

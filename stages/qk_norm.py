@@ -4,7 +4,8 @@ What is new: queries and keys are normalised (Henry et al., 2020; Dehghani et al
 score is then a matter of direction alone, and cannot outgrow what softmax can bear, however large the weights become:
 with D numbers each it stays between -sqrt(D) and sqrt(D), times two gains that are learned.
 
-In the curve: little at this size and rate; at a higher one it is what keeps the run from falling apart.
+In the curve: 0.03 in a small size, and from the start. It was made for another purpose: in large models it keeps scores
+from running away (Dehghani et al., 2023), which they do not do here, even at ten times the rate (the notebook).
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ grows with the position, each pair at a speed of its own. The product of two tur
 their angles alone: a score tells how far back a character is, not where it stands. So what is learned at one place
 holds at every other, there is no table to learn, and a text can go on past the context without being read anew.
 
-In the curve: far ahead of rung 8 from the start, for it need not find out first what "the character before" means.
+In the curve: far ahead of rung 8, 0.17 in a small size, for it need not find out first what "the character before" is.
 """
 
 from dataclasses import dataclass
