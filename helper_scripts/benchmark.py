@@ -36,9 +36,7 @@ from training.state import State
 
 @dataclass(frozen=True)
 class Options:
-    rungs: Annotated[
-        tuple[str, ...], tyro.conf.Positional
-    ] = ()  # the rungs to measure, by name; none is the first eight
+    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is the first eight
     seconds: float = 3.0  # to spend on each rung's steps, about
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the products; auto takes the faster one

@@ -18,8 +18,8 @@ import tyro
 from scipy import stats
 
 from data import LOSS_CSV, UserError, read_log
-from helper_scripts.models import rung_before
-from helper_scripts.results import BUDGETS, Budget, load_results
+from helper_scripts.models import at_budget, rung_before
+from helper_scripts.results import Budget, load_results
 from training.cli import errors_in_one_line, parse
 
 CONFIDENCE = 0.95
@@ -58,7 +58,8 @@ def two_sets(options: Options) -> list[str]:
     if len(options.sets) == 1 and options.against:
         names = options.sets * 2
     elif len(options.sets) == 2:
-        names = tuple(_at_budget(name, options.budget) for name in options.sets)
+        parts = [name.partition("@") for name in options.sets]  # a label, and perhaps a commit
+        names = tuple(at_budget(label, options.budget) + at + commit for label, at, commit in parts)
     else:
         raise UserError(f"two sets are compared, not {len(options.sets)}; name two, or one and --against LOG")
     logs = options.loss_csv, options.against or options.loss_csv
@@ -71,12 +72,6 @@ def two_sets(options: Options) -> list[str]:
         brief = logs[0].name != logs[1].name
         names = tuple(f"{name} of {log.name if brief else log}" for name, log in zip(names, logs, strict=True))
     return [verdict(*names, one, other), *dict.fromkeys([*left_out, *left_out_there])]
-
-
-def _at_budget(name: str, budget: Budget) -> str:
-    """A set's name with the flags of a budget: behind its own and before its commit."""
-    label, at, commit = name.partition("@")
-    return f"{label} {BUDGETS[budget]}".strip() + at + commit
 
 
 def whole_ladder(options: Options) -> list[str]:

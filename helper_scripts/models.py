@@ -45,6 +45,15 @@ def rungs_of(budget: Budget) -> tuple[str, ...]:
     return tuple(f"{rung} {BUDGETS[budget]}".strip() for rung in rungs)
 
 
+def at_budget(label: str, budget: Budget) -> str:
+    """A rung in the settings of a budget, over which its own flags go. Raises UserError where it has no such."""
+    rung, _, flags = label.partition(" ")
+    there = [name.split()[0] for name in rungs_of(budget)]
+    if budget != "own" and rung in RUNGS and rung not in there:
+        raise UserError(f"{rung} is not trained at the {budget} budget; that is for {', '.join(there)}")
+    return " ".join(filter(None, (rung, BUDGETS[budget], flags)))
+
+
 def rung_before(label: str, order: list[str]) -> str | None:
     """What of `order`, labels in ladder order, a label is held against.
 

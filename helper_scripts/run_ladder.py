@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from data import LOSS_CSV, Corpus, UserError, load_corpus, read_log
 from helper_scripts.ladder_table import markdown_table
-from helper_scripts.models import config_of, rung_module, rungs_of
+from helper_scripts.models import at_budget, config_of, rung_module, rungs_of
 from helper_scripts.plot_loss import check_picture, picture_of, write_plot
-from helper_scripts.results import BUDGETS, RUNGS, Budget, load_results
+from helper_scripts.results import Budget, load_results
 from helper_scripts.workers import Result, Run, train_all
 from training import TrainConfig
 from training.checkpoint import checkpoint_path
@@ -88,7 +88,7 @@ def all_configs(options: Options) -> list[tuple[str, TrainConfig]]:
     seeds = options.seeds if len(options.seeds) != 1 else range(options.seeds[0])
     places = {"corpus": options.corpus, "loss_csv": options.loss_csv, "runs_dir": options.runs_dir}
     more = places | {"device": options.device} | ({} if options.steps is None else {"steps": options.steps})
-    labels = [_at_budget(label, options.budget) for label in options.rungs] or rungs_of(options.budget)
+    labels = [at_budget(label, options.budget) for label in options.rungs] or rungs_of(options.budget)
     configs = {  # each once, whatever was typed twice
         (config_of(label, seed=seed, sample_length=0, **more), label.split()[0]): None
         for label in labels
@@ -97,15 +97,6 @@ def all_configs(options: Options) -> list[tuple[str, TrainConfig]]:
     if not configs:
         raise UserError("there is nothing to train: name a rung, and --seeds 1 or more")
     return [(rung, config) for config, rung in configs]
-
-
-def _at_budget(label: str, budget: Budget) -> str:
-    """A rung in the settings of a budget, over which its own flags go. Raises UserError where it has no such."""
-    rung, _, flags = label.partition(" ")
-    there = [name.split()[0] for name in rungs_of(budget)]
-    if budget != "own" and rung in RUNGS and rung not in there:
-        raise UserError(f"{rung} is not trained at the {budget} budget; that is for {', '.join(there)}")
-    return " ".join(filter(None, (rung, BUDGETS[budget], flags)))
 
 
 def left_to_do(

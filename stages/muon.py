@@ -4,9 +4,9 @@ What is new: how the weights move, not what they are. AdamW looks at every numbe
 of a matrix have few strong directions, and those drown all others. Muon (Jordan et al., 2024) keeps a running mean of
 the gradients and makes it orthogonal before it is used: the directions stay, their strengths become equal, and the
 rare ones get to be learned too. Five rounds of three matrix products come close enough to that (a Newton-Schulz
-iteration); they make a step half as long again. The updates are scaled to the size of AdamW's (Liu et al., 2025), so
-one learning rate serves both, and embedding, output and gains stay with AdamW. The matrices that add to the sum start
-at zero: each block starts out saying nothing.
+iteration); in a small size they make a step a third longer. The updates are scaled to the size of AdamW's (Liu et al.,
+2025), so one learning rate serves both, and embedding, output and gains stay with AdamW. The matrices that add to the
+sum start at zero: each block starts out saying nothing.
 
 In the curve: as large a step as rotary positions were, 0.15 in a small size, and there from the first evaluation on.
 """

@@ -4,7 +4,7 @@ What is new: the feed-forward has two maps up instead of one (Shazeer, 2020). On
 its own sigmoid (SiLU), and is multiplied number by number with the other: a gate. Three matrices in place of two, so
 the hidden width is 8/3 of C where it was 4: as many parameters, as many multiplications.
 
-In the curve: too little for five seeds in a small size, and that for a fifth more time.
+In the curve: too little for five seeds in a small size, and that for a sixth more time.
 """
 
 from dataclasses import dataclass

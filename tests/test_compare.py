@@ -118,6 +118,11 @@ def test_a_budget_is_a_ladder_of_its_own(logged, monkeypatch, capsys):
         f"left out 6 runs with other settings than {laptop}",
     ]
     assert run(monkeypatch, capsys, "gpt", "rotary", "--budget", "laptop", "--loss-csv", log).startswith(said[0])
+    rows += runs("rotary", f"{laptop} --n-layer 2", 1.9)  # flags of its own come behind the budget's, as in the log
+    said = run(
+        monkeypatch, capsys, "gpt", "rotary --n-layer 2", "--budget", "laptop", "--loss-csv", logged("more.csv", rows)
+    )
+    assert said.startswith(f"rotary {laptop} --n-layer 2 is better than gpt {laptop}: -0.1000")
     *_, gpts, rotarys = markdown_table(load_results(log, budget="laptop")).splitlines()
     assert gpts.startswith(f"| `gpt {laptop}` |") and rotarys.startswith(f"| `rotary {laptop}` |")
     assert [line.split(" | ")[3] for line in (gpts, rotarys)] == ["", "-0.250 (-0.250 to -0.250, n = 3)"]
