@@ -22,7 +22,7 @@ RUNGS = tuple(module.rpartition(".")[2] for module in LADDER)  # as the log name
 # Settings at which rungs are held against one another, as the flags that lead there. The rungs from the eighth on have
 # all three; at their own settings each of them takes an hour or more.
 Budget = Literal["own", "short", "laptop"]
-BUDGETS: dict[Budget, str] = {"own": "", "short": "--steps 1000", "laptop": "--recipe laptop"}
+BUDGETS: dict[Budget, str] = {"own": "", "short": "--steps 500", "laptop": "--recipe laptop"}
 OTHER_THAN_OWN = "settings that are not their rung's own (ladder_table.py --variants lists them)"
 
 
