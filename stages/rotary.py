@@ -48,7 +48,7 @@ class Config(TrainConfig):
     n_head: int = 6  # attention heads; they share the width
     n_layer: int = 6  # blocks, one after the other
     dropout: float = 0.2  # share of each part's output that training silences at random
-    recipe: Literal["ours", "lecture", "laptop"] = "ours"  # start from other settings: the lecture's, or small ones
+    recipe: Literal["ours", "lecture", "laptop", "quick"] = "ours"  # start from other settings, for another purpose
 
     PAIRS: ClassVar = True  # a head's numbers come in pairs, so there has to be an even number of them
     RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
@@ -74,6 +74,18 @@ class Config(TrainConfig):
             "n_embd": 128,
             "n_head": 4,
             "n_layer": 4,
+        },
+        "quick": {  # a quarter of an hour on two cores, and what a model of a size for that can learn in it
+            "steps": 600,
+            "batch_size": 16,
+            "learning_rate": 4e-3,
+            "weight_decay": 0.1,
+            "warmup_steps": 30,
+            "dropout": 0.1,
+            "eval_interval": 300,
+            "n_embd": 192,
+            "n_head": 3,
+            "n_layer": 6,
         },
     }
 

@@ -201,8 +201,9 @@ def llama_block(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """A block by the equations of LLaMA (Touvron et al., 2023), for one text (T, C), a position and a head at a time.
 
-    With queries and keys normalised, as this ladder's rung 11 adds; their pairs are turned as complex numbers. Returns
-    the values of all positions as well, with which a later block's are mixed if it has shares, as in rung 14.
+    With queries and keys normalised, as this ladder's rung 11 adds; their pairs are turned as complex numbers. As in
+    rung 14 if the weights have shares: what comes in is joined by what came before, and the values by the `first` ones.
+    Returns the values of all positions as well.
     """
 
     def norm(vector, gain):
@@ -213,15 +214,20 @@ def llama_block(
         pairs = vector[: d // 2] + 1j * vector[d // 2 :]
         return pairs * np.exp(1j * position * 10_000.0 ** (-np.arange(0, d, 2) / d))
 
+    def joined(vectors, t, name):
+        shares = weights.get(f"{name}.shares", np.ones((1, width)))
+        return sum(share * vectors[t - back] for back, share in enumerate(shares) if back <= t)
+
     length, width = x.shape
     d = width // n_head
     to_q, to_k, to_v = np.split(weights["attention.qkv.weight"], 3)
     to_gate, to_up = np.split(weights["feed_forward.up.weight"], 2)
     normed = [norm(x[t], weights["norm1.weight"]) for t in range(length)]
+    normed = [joined(normed, t, "nearby1") for t in range(length)]
     own_values = [to_v @ vector for vector in normed]
     of_first, of_own = weights.get("attention.shares", (0.0, 1.0))
     values = [of_first * a + of_own * b for a, b in zip(first or own_values, own_values, strict=True)]
-    out = np.empty_like(x)
+    inner, out = [], np.empty_like(x)
     for t in range(length):
         heard = []
         for head in range(n_head):
@@ -231,9 +237,10 @@ def llama_block(
             shares = np.exp([np.sum(q * k.conj()).real / np.sqrt(d) for k in keys])
             heard.append(sum(share * values[s][own] for s, share in enumerate(shares)) / shares.sum())
         out[t] = x[t] + weights["attention.proj.weight"] @ np.concatenate(heard)
-        inner = norm(out[t], weights["norm2.weight"])
-        gate = to_gate @ inner
-        gated = gate / (1 + np.exp(-gate)) * (to_up @ inner)
+        inner.append(norm(out[t], weights["norm2.weight"]))
+        seen = joined(inner, t, "nearby2")
+        gate = to_gate @ seen
+        gated = gate / (1 + np.exp(-gate)) * (to_up @ seen)
         out[t] = out[t] + weights["feed_forward.down.weight"] @ gated
     return out, own_values
 
@@ -250,7 +257,7 @@ def test_a_block_of_rung_12_is_llamas(small):
 
 
 @torch.no_grad()
-def test_two_blocks_of_rung_14_share_the_first_ones_values(small):
+def test_two_blocks_of_rung_14_share_the_first_ones_values_and_look_at_what_came_before(small):
     torch.manual_seed(0)
     blocks = [modern.Block(small(modern)).double().eval() for _ in range(2)]
     ours = theirs = torch.randn(1, T, C, dtype=torch.float64)
