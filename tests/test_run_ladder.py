@@ -234,7 +234,7 @@ def test_a_budget_has_its_rungs_and_their_settings():
     assert own.keys() | laptop.keys() == set(RUNGS) and own.keys() & laptop.keys() == set()
     assert short.keys() == laptop.keys() == set(RUNGS[RUNGS.index("gpt") :])
     assert {config.block_size for config in own.values()} == {8}
-    assert {(config.n_embd, config.steps) for config in short.values()} == {(384, 1000)}
+    assert {(config.n_embd, config.steps) for config in short.values()} == {(384, 500)}
     assert {(config.n_embd, config.steps) for config in laptop.values()} == {(128, 1000)}
     ((_, one),) = run_ladder.all_configs(run_ladder.Options(("rotary --n-layer 2 --steps 7",), budget="laptop"))
     assert (one.n_embd, one.n_layer, one.steps) == (128, 2, 7)  # what is typed goes over it
