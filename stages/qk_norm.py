@@ -69,7 +69,7 @@ class Config(TrainConfig):
             "learning_rate": 4e-3,
             "weight_decay": 0.1,
             "warmup_steps": 50,
-            "dropout": 0.1,
+            "dropout": 0.0,
             "eval_interval": 500,
             "n_embd": 160,
             "n_head": 5,
