@@ -10,7 +10,7 @@ shares of its own (a short causal convolution: So et al., 2021; Allen-Zhu, 2025)
 no longer for a head to find out, and heads are free to look further.
 
 In the curve: 0.030 in a small size, and 1.47 in eleven minutes on two cores (--recipe quick). These parts are what was
-left of eleven candidates; notes.md has the others.
+left of ten candidates; notes.md has the others.
 """
 
 from dataclasses import dataclass
