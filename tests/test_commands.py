@@ -49,7 +49,7 @@ def small_sizes(rung: str) -> list[str]:
     module = MODULES[RUNGS.index(rung)]
     if module.Config().block_size == 8:
         return []
-    return ["--n-embd", "24", "--n-layer", "1", "--block-size", "8", "--batch-size", "2"]
+    return ["--n-embd", "120", "--n-layer", "1", "--block-size", "8", "--batch-size", "2"]
 
 
 # README
