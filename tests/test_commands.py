@@ -45,7 +45,7 @@ def train_here(module, folder: Path, text_file: Path, *flags: str) -> None:
 
 
 def small_sizes(rung: str) -> list[str]:
-    """Flags that make a rung that is large by itself take milliseconds, in a width that any recipe's heads can share."""
+    """Flags that make a large rung take milliseconds, in a width that the heads of any recipe can share."""
     module = MODULES[RUNGS.index(rung)]
     if module.Config().block_size == 8:
         return []
