@@ -9,7 +9,7 @@ And whatever attention or feed-forward works on is joined by the same of the thr
 shares of its own (a short causal convolution: So et al., 2021; Allen-Zhu, 2025). That a "t" came just before an "h" is
 no longer for a head to find out, and heads are free to look further.
 
-In the curve: 0.030 in a small size, and 1.47 in eleven minutes on two cores (--recipe quick). These parts are what was
+In the curve: 0.030 in a small size, and 1.47 in twelve minutes on two cores (--recipe quick). These parts are what was
 left of ten candidates; notes.md has the others.
 """
 
