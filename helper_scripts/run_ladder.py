@@ -39,9 +39,9 @@ from training.resume import unfinished
 @dataclass(frozen=True)
 class Options:
     rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is all of the budget's
-    seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves
+    seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves (7 7 is 7 alone)
     budget: Budget = "own"  # the settings to train them in
-    jobs: int = 0  # runs at a time, one thread each; 0 is one a core, and a single run has all cores to itself
+    jobs: int = 0  # runs at a time, one thread each; 0 is one a core, or one on a GPU; a single run has all cores
     again: bool = False  # train what the log has already, too
     steps: int | None = None  # updates, in place of each rung's own number
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
@@ -70,7 +70,7 @@ def main() -> None:
         if stopped := sum(run.config.resume for run in runs):
             print(f"{stopped} of {len(configs)} runs were stopped before; going on with them")
         with unbreakable_output():
-            failed = _train(runs, options.jobs) if runs else []
+            failed = _train(runs, options.jobs or _at_a_time(options.device)) if runs else []
         if len(failed) < len(configs):
             variants = options.steps is not None or any(" " in label for label in options.rungs)
             results = load_results(options.loss_csv, corpus.name, variants, budget=options.budget)
@@ -131,6 +131,11 @@ def _is_logged(rung: str, config: TrainConfig, rows: pd.DataFrame, corpus: Corpu
     return any(unchanged_since(commit, *code) for commit in rows["commit"].unique())
 
 
+def _at_a_time(device: str) -> int:
+    """Runs that share a device without being in one another's way: each core of a CPU takes one, a GPU is one's own."""
+    return (os.cpu_count() or 1) if choose_device(device).type == "cpu" else 1
+
+
 def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -> float:
     """By the log's runs, wherever they ran: of this rung in these settings, or else of others in them, or of any."""
     if rows is not None:
@@ -143,7 +148,7 @@ def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -
 
 def _train(runs: list[Run], jobs: int) -> list[str]:
     """Train them under one bar, and tell of each that is done. Returns a line for each that failed."""
-    jobs = min(jobs or os.cpu_count() or 1, len(runs))
+    jobs = min(jobs, len(runs))
     total = sum(run.weight for run in runs)
     failed, warnings, shares, lock = [], {}, dict.fromkeys(runs, 0.0), threading.Lock()
 

@@ -199,6 +199,46 @@ class Block(nn.Module):
         return x, first
 
 
+def orthogonal(x):
+    """Matrices x (N, R, C), their singular values brought close to one, their singular vectors kept.
+
+    Each round applies the odd polynomial a s + b s^3 + c s^5 to every singular value s at once. It is steep at zero, so
+    that small ones grow fast, and wanders about one from there on (Jordan et al., 2024). What is at least 1/500 of x's
+    norm ends up between 0.68 and 1.20.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # the product with itself is then the smaller one of two
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above one
+    for _ in range(5):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised: for the matrices inside a network. In fp32, where torch.optim.Muon works in bf16."""
+
+    REMEMBERS = ("momentum_buffer",)  # of each matrix, for whoever saves a run
+
+    def __init__(self, matrices, lr=1e-3, weight_decay=0.0, momentum=0.95):
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+                ahead = matrix.grad.lerp(mean, group["momentum"])  # Nesterov's: where the mean is going
+                ahead = orthogonal(rearrange(ahead, "(n row) column -> n row column", n=group["stacked"]))
+                size = 0.2 * max(ahead.shape[1:]) ** 0.5  # its root mean square is then 0.2, about AdamW's
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(rearrange(ahead, "n row column -> (n row) column"), alpha=-group["lr"] * size)
+
+
 class LanguageModel(nn.Module):
     def __init__(self, vocab_size, config):
         super().__init__()
@@ -240,46 +280,6 @@ class LanguageModel(nn.Module):
             x, first = block(x, first)  # (B, T, C), (B, H, T, D)
         x = self.final_norm(x)  # (B, T, C)
         return self.lm_head(x)  # (B, T, V)
-
-
-def orthogonal(x):
-    """Matrices x (N, R, C), their singular values brought close to one, their singular vectors kept.
-
-    Each round applies the odd polynomial a s + b s^3 + c s^5 to every singular value s at once. It is steep at zero, so
-    that small ones grow fast, and wanders about one from there on (Jordan et al., 2024). What is at least 1/500 of x's
-    norm ends up between 0.68 and 1.21.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x  # the product with itself is then the smaller one of two
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above one
-    for _ in range(5):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if tall else x
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: for the matrices inside a network. In fp32, where torch.optim.Muon works in bf16."""
-
-    REMEMBERS = ("momentum_buffer",)  # of each matrix, for whoever saves a run
-
-    def __init__(self, matrices, lr=1e-3, weight_decay=0.0, momentum=0.95):
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                state = self.state[matrix]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(matrix)
-                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-                ahead = matrix.grad.lerp(mean, group["momentum"])  # Nesterov's: where the mean is going
-                ahead = orthogonal(rearrange(ahead, "(n row) column -> n row column", n=group["stacked"]))
-                size = 0.2 * max(ahead.shape[1:]) ** 0.5  # its root mean square is then 0.2, about AdamW's
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(rearrange(ahead, "n row column -> (n row) column"), alpha=-group["lr"] * size)
 
 
 if __name__ == "__main__":

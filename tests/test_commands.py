@@ -279,6 +279,16 @@ def test_what_does_not_fit_into_memory_ends_in_one_line(tmp_path, text_file, cap
     assert capsys.readouterr().err.startswith("error: out of memory; try a smaller")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])  # boxes are drawn otherwise where a console lacks theirs
+def test_a_wrong_flag_is_named_in_one_line(encoding):
+    command = [sys.executable, str(ROOT / "bigram.py"), "--stepz", "3"]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, encoding=encoding
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: Unrecognized options: --stepz, 3; --help lists the flags"
+
+
 def test_a_bad_command_line_shows_no_traceback(tmp_path):
     for command in (["bigram.py", "--steps", "-1"], ["helper_scripts/run_ladder.py", "bigrum"]):
         done = start([sys.executable, str(ROOT / command[0]), *command[1:]], tmp_path)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import gpt
 from data import Corpus, LossLog, read_log
+from helper_scripts.models import load_model
 from stages import muon, post_norm, pre_norm
 from training import run
 from training.checkpoint import load_checkpoint
@@ -317,6 +318,27 @@ def test_hours_of_training_are_not_replaced_unasked(tmp_path, text_file, at_step
     monkeypatch.undo()
     go(tmp_path, text_file)  # seconds are not worth asking
     assert load_checkpoint(checkpoint(tmp_path))["step"] == 12
+
+
+def test_the_model_of_hours_is_kept_as_its_run_starts_anew(tmp_path, text_file, at_step, monkeypatch, capsys):
+    go(tmp_path, text_file)
+    trained = checkpoint(tmp_path)
+    before = trained.read_bytes()
+    monkeypatch.setattr(sys.modules["training.record"], "WORTH_KEEPING", 0.0)
+    at_step(0, lambda: signal.raise_signal(signal.SIGINT))
+    capsys.readouterr()
+    assert stopped(tmp_path, text_file) == 130
+    kept = trained.with_suffix(".before.pt")
+    assert kept.name in capsys.readouterr().out
+    assert kept.read_bytes() == before
+    assert load_checkpoint(trained)["step"] < 12
+    assert load_model(kept).last.step == 12  # to sample from
+
+
+def test_seconds_of_training_leave_nothing_behind(tmp_path, text_file):
+    go(tmp_path, text_file)
+    go(tmp_path, text_file)
+    checkpoint(tmp_path)  # the only one
 
 
 # What is refused

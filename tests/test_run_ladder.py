@@ -38,6 +38,12 @@ def ladder(folder, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
 
 
+@pytest.mark.parametrize(("kind", "runs"), [("cpu", os.cpu_count()), ("cuda", 1), ("mps", 1)])
+def test_runs_share_a_processor_by_its_cores_and_a_gpu_not_at_all(kind, runs, monkeypatch):
+    monkeypatch.setattr(run_ladder, "choose_device", lambda name: torch.device(kind))
+    assert run_ladder._at_a_time("auto") == runs
+
+
 def test_the_ladder_command_trains_what_it_is_told(tmp_path, text_file):
     words = ["bigram", "residual", "residual --n-layer 1", "--seeds", "2", "--steps", "4", "--corpus", str(text_file)]
     done = ladder(tmp_path, *words)

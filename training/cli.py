@@ -59,9 +59,11 @@ def as_typed(script: Path, config: TrainConfig) -> str:
 
 def _one_line(box: str) -> str:
     """tyro draws its errors as a box: what is wrong, a rule, help. One line says the first and where the help is."""
-    rows = [row.strip("│ ") for row in box.splitlines()[1:-1]]
-    rules = [i for i, row in enumerate(rows) if row and not row.strip("─")]
-    return " ".join(rows[: rules[0] if rules else None]) + "; --help lists the flags"
+    rows = [row.strip("│| ") for row in box.splitlines()[1:-1]]
+    is_rule = [bool(row) and not row.strip("─-") for row in rows]
+    start = int(any(is_rule[:1]))  # of ASCII, where there is nothing else to draw with, the first row is the title's
+    end = next((i for i in range(start, len(rows)) if is_rule[i]), None)
+    return " ".join(rows[start:end]) + "; --help lists the flags"
 
 
 class _Unbreakable:

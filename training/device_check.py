@@ -32,13 +32,12 @@ def check_device(model: nn.Module, corpus: Corpus, config: TrainConfig, precisio
     """
     device = corpus.train.device
     idx, targets = corpus.batch(config.seed, 0, SEQUENCES, config.block_size)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        on_cpu = copy.deepcopy(model).cpu().eval()
-        for parameter in on_cpu.parameters():
-            # as in a trained model, numbers around one reach every operator: what starts out small hides its errors
-            spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else NOISE
-            parameter.data.add_(spread * torch.randn_like(parameter))
+    generator = torch.Generator().manual_seed(config.seed)
+    on_cpu = copy.deepcopy(model).cpu().eval()
+    for parameter in on_cpu.parameters():
+        # as in a trained model, numbers around one reach every operator: what starts out small hides its errors
+        spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else NOISE
+        parameter.data.add_(spread * torch.randn(parameter.shape, generator=generator))
     there = copy.deepcopy(model).eval()
     there.load_state_dict(on_cpu.state_dict())
 

@@ -17,7 +17,7 @@ from training.checkpoint import check_folder, checkpoint_path, save_checkpoint
 from training.config import TrainConfig, changed_flags, fingerprint
 from training.finite import not_finite
 from training.provenance import commit, run_name
-from training.resume import check_nothing_is_lost, resume
+from training.resume import make_way, resume
 from training.state import Evaluation, State
 
 WORTH_KEEPING = 120  # seconds of training; what took longer is not replaced unasked
@@ -67,8 +67,8 @@ class Record:
     def open(self, state: State) -> None:
         """Put `state` where the run was stopped, if it is to be resumed. Raises UserError for all that is in the way.
 
-        That may be a log or a folder that cannot be written to, no checkpoint or another run's, one that would be lost,
-        or one that another process is at.
+        That may be a log or a folder that cannot be written to, no checkpoint or another run's, an unfinished one that
+        would be lost, or one that another process is at.
         """
         if ranks.rank() == 0:
             LossLog(self.config.loss_csv).check()
@@ -88,9 +88,9 @@ class Record:
     def close(self) -> None:
         """Let others have the checkpoint."""
         if self.lock is not None and ranks.rank() == 0:
-            self.lock.release()
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # while it is held, lest another's be taken away; Windows does it itself
                 Path(self.lock.lock_file).unlink()
+            self.lock.release()
 
     def keep(self, state: State) -> None:
         """Save `state`, just evaluated, and log its evaluation. Raises UserError where the log cannot be written.
@@ -124,7 +124,7 @@ class Record:
                 raise UserError(f"another process is training this very run ({self.checkpoint.name})") from None
         self.lock = lock
         if not self.config.resume:
-            check_nothing_is_lost(self.checkpoint, WORTH_KEEPING)
+            make_way(self.checkpoint, WORTH_KEEPING)
 
     def _log(self, evaluations: list[Evaluation]) -> None:
         """Add a row for each that has none."""

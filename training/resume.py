@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from data import UserError
+from training import ranks
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig, compared
 from training.state import Evaluation, State
@@ -63,14 +64,28 @@ def _put_back(optimizer: torch.optim.Optimizer, moments: dict, step: int) -> Non
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
-def check_nothing_is_lost(path: Path, seconds: float) -> None:
-    """Raises UserError where a run that starts anew would replace more than so many seconds of an unfinished one."""
-    content = unfinished(path)
-    if content is not None and content["seconds"] > seconds:
+def make_way(path: Path, seconds: float) -> None:
+    """Let a run start anew at `path`, where more than so many seconds of another may be: lesser ones are replaced.
+
+    A finished one is kept under another name, in place of whatever was kept so before. Raises UserError for one that
+    is not finished.
+    """
+    try:
+        content = load_checkpoint(path)
+    except UserError:  # none, or nothing of use
+        return
+    if content["seconds"] <= seconds:
+        return
+    took = f"after {content['seconds'] / 60:.0f} minutes"
+    if content["optimizers"] is not None:
         raise UserError(
-            f"{path} holds this run, stopped at step {content['step']:,} after {content['seconds'] / 60:.0f} minutes; "
+            f"{path} holds this run, stopped at step {content['step']:,} {took}; "
             "add --resume to go on with it, or delete that file to start anew"
         )
+    if ranks.rank() == 0:
+        aside = path.with_suffix(".before.pt")
+        path.replace(aside)
+        print(f"the model of the same run, finished {took}, is kept as {aside}", flush=True)
 
 
 def unfinished(path: Path) -> dict | None:

@@ -49,6 +49,8 @@ def train_rung(
     """
     started = time.perf_counter()
     device = choose_device(config.device)
+    if device.index is not None:  # one GPU of several: it is then meant by whatever names none, such as dropout's seed
+        torch.cuda.set_device(device)
     # in bf16, queries meet the fp32 gains of an RMSNorm: that is right, if not for torch's fastest kernel
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     with ranks.joined(device), unbreakable_output():
