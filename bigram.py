@@ -1,8 +1,8 @@
 """Rung 1, bigram: the next character from the last one alone.
 
-A table with a row for each character: the logits of what comes next. It is what every other rung has to beat. The
-table that is had by counting the pairs of the train split, one added to each, has a loss of 2.482 on the validation
-split.
+A table with a row for each character: the logits of what comes next. It is what every other rung has to beat.
+Counting the pairs of the train split, and adding one to each count, gives a table whose loss on the validation split is
+2.482.
 
 In the curve: a fast fall from ln 65 = 4.17, where every character is as likely as any other, then a flat line. More
 steps buy nothing; only more context does.

@@ -50,7 +50,7 @@ class Config(TrainConfig):
     n_head: int = 6  # attention heads; they share the width
     n_layer: int = 6  # blocks, one after the other
     dropout: float = 0.2  # share of each part's output that training silences at random
-    recipe: Literal["ours", "lecture", "laptop", "quick"] = "ours"  # start from other settings, for another purpose
+    recipe: Literal["ours", "lecture", "laptop", "quick"] = "ours"  # settings to start from, in place of these defaults
 
     RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
         "lecture": {
@@ -76,7 +76,7 @@ class Config(TrainConfig):
             "n_head": 4,
             "n_layer": 4,
         },
-        "quick": {  # a quarter of an hour on two cores, and what a model of a size for that can learn in it
+        "quick": {  # some ten minutes on two cores, and what a model of a size for that can learn in it
             "steps": 1000,
             "learning_rate": 4e-3,
             "weight_decay": 0.1,

@@ -1,13 +1,13 @@
 """Rung 14, modern: all of it, the values of the first block in every block, and a look at the characters just before.
 
-What is new: two parts, both about what need not be found out again. The values that attention gathers are a mixture of
-the block's own and the first block's (value residual: Zhou et al., 2024), in two shares that each block learns. The
-first block's values are the characters themselves and nothing else, since positions no longer join them. Further up a
-character is one part of a growing sum; so attention can still gather it undiluted.
+What is new: two parts, both about what need not be found out again. Attention and feed-forward no longer work on a
+character's vector alone: each number becomes a weighted sum of itself and the same number of the three characters
+before, with weights that are learned (a short causal convolution: So et al., 2021; Allen-Zhu, 2025). That a "t" came
+just before an "h" is no longer for a head to find out, and heads are free to look further.
 
-And whatever attention or feed-forward works on is joined by the same of the three characters before, each number in
-shares of its own (a short causal convolution: So et al., 2021; Allen-Zhu, 2025). That a "t" came just before an "h" is
-no longer for a head to find out, and heads are free to look further.
+And the values that attention gathers are a mixture of the block's own and the first block's (value residual: Zhou et
+al., 2024), in two shares that each block learns. The first block's values tell of a character and the three before it,
+and of nothing else. Further up, that is one part of a growing sum; so attention can still gather it undiluted.
 
 In the curve: 0.030 in a small size, and 1.47 in twelve minutes on two cores (--recipe quick). These parts are what was
 left of ten candidates; notes.md has the others.
@@ -54,7 +54,7 @@ class Config(TrainConfig):
     n_head: int = 6  # attention heads; they share the width
     n_layer: int = 6  # blocks, one after the other
     dropout: float = 0.2  # share of each part's output that training silences at random
-    recipe: Literal["ours", "lecture", "laptop", "quick"] = "ours"  # start from other settings, for another purpose
+    recipe: Literal["ours", "lecture", "laptop", "quick"] = "ours"  # settings to start from, in place of these defaults
 
     PAIRS: ClassVar = True  # a head's numbers come in pairs, so there has to be an even number of them
     RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
@@ -81,7 +81,7 @@ class Config(TrainConfig):
             "n_head": 4,
             "n_layer": 4,
         },
-        "quick": {  # a quarter of an hour on two cores, and what a model of a size for that can learn in it
+        "quick": {  # some ten minutes on two cores, and what a model of a size for that can learn in it
             "steps": 1000,
             "learning_rate": 4e-3,
             "weight_decay": 0.1,
@@ -102,16 +102,19 @@ def angles(block_size, d):
 
 
 def turn(x, by):
-    """Every pair of numbers an arrow, turned by an angle: x (B, H, T, D), by (T, D / 2) -> (B, H, T, D)."""
+    """Every pair of numbers an arrow, turned by an angle: x (B, H, T, D), by (T, D / 2) -> (B, H, T, D).
+
+    Pair i is numbers i and i + D / 2; which go together does not matter, since the projections before are learned.
+    """
     cos, sin = by.cos().to(x.dtype), by.sin().to(x.dtype)
-    a, b = rearrange(x, "batch head time (pair d) -> pair batch head time d", pair=2)
-    return rearrange([a * cos - b * sin, a * sin + b * cos], "pair batch head time d -> batch head time (pair d)")
+    a, b = rearrange(x, "batch head time (axis pair) -> axis batch head time pair", axis=2)  # where each arrow points
+    return rearrange([a * cos - b * sin, a * sin + b * cos], "axis batch head time pair -> batch head time (axis pair)")
 
 
 class SelfAttention(nn.Module):
     """Each position gathers what it needs from itself and those before it: (B, T, C) -> (B, T, C).
 
-    Goes by the first block's values as well, (B, H, T, D), and hands them on; those of the first block are its own.
+    Also takes the first block's values, (B, H, T, D), and returns them; the first block, given None, its own.
     """
 
     def __init__(self, config):
@@ -163,7 +166,7 @@ class FeedForward(nn.Module):
 
 
 class Nearby(nn.Module):
-    """Each number joined by the same one of the three characters before: (B, T, C) -> (B, T, C)."""
+    """Each number a weighted sum of itself and the same one of the three characters before: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()

@@ -37,7 +37,7 @@ class Config(TrainConfig):
     n_head: int = 6  # attention heads; they share the width
     n_layer: int = 6  # blocks, one after the other
     dropout: float = 0.2  # share of each part's output that training silences at random
-    recipe: Literal["ours", "lecture", "laptop", "quick"] = "ours"  # start from other settings, for another purpose
+    recipe: Literal["ours", "lecture", "laptop", "quick"] = "ours"  # settings to start from, in place of these defaults
 
     PAIRS: ClassVar = True  # a head's numbers come in pairs, so there has to be an even number of them
     RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
@@ -64,7 +64,7 @@ class Config(TrainConfig):
             "n_head": 4,
             "n_layer": 4,
         },
-        "quick": {  # a quarter of an hour on two cores, and what a model of a size for that can learn in it
+        "quick": {  # some ten minutes on two cores, and what a model of a size for that can learn in it
             "steps": 1000,
             "learning_rate": 4e-3,
             "weight_decay": 0.1,
@@ -85,10 +85,13 @@ def angles(block_size, d):
 
 
 def turn(x, by):
-    """Every pair of numbers an arrow, turned by an angle: x (B, H, T, D), by (T, D / 2) -> (B, H, T, D)."""
+    """Every pair of numbers an arrow, turned by an angle: x (B, H, T, D), by (T, D / 2) -> (B, H, T, D).
+
+    Pair i is numbers i and i + D / 2; which go together does not matter, since the projections before are learned.
+    """
     cos, sin = by.cos().to(x.dtype), by.sin().to(x.dtype)
-    a, b = rearrange(x, "batch head time (pair d) -> pair batch head time d", pair=2)
-    return rearrange([a * cos - b * sin, a * sin + b * cos], "pair batch head time d -> batch head time (pair d)")
+    a, b = rearrange(x, "batch head time (axis pair) -> axis batch head time pair", axis=2)  # where each arrow points
+    return rearrange([a * cos - b * sin, a * sin + b * cos], "axis batch head time pair -> batch head time (axis pair)")
 
 
 class SelfAttention(nn.Module):
