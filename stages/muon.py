@@ -99,8 +99,8 @@ def turn(x, by):
     Pair i is numbers i and i + D / 2; which go together does not matter, since the projections before are learned.
     """
     cos, sin = by.cos().to(x.dtype), by.sin().to(x.dtype)
-    a, b = rearrange(x, "batch head time (axis pair) -> axis batch head time pair", axis=2)  # where each arrow points
-    return rearrange([a * cos - b * sin, a * sin + b * cos], "axis batch head time pair -> batch head time (axis pair)")
+    a, b = rearrange(x, "batch head time (xy pair) -> xy batch head time pair", xy=2)  # where each arrow points
+    return rearrange([a * cos - b * sin, a * sin + b * cos], "xy batch head time pair -> batch head time (xy pair)")
 
 
 class SelfAttention(nn.Module):
