@@ -2,7 +2,7 @@
 
 from data.corpus import IGNORE, Corpus, consecutive_windows
 from data.errors import UserError
-from data.loss_log import LOSS_CSV, LossLog, read_log
+from data.loss_log import LOSS_CSV, LossLog, has_rows, read_log
 from data.sources import load_corpus
 from data.tokenizer import CharTokenizer
 
@@ -14,6 +14,7 @@ __all__ = [
     "LossLog",
     "UserError",
     "consecutive_windows",
+    "has_rows",
     "load_corpus",
     "read_log",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from pathlib import Path
@@ -31,7 +32,7 @@ COLUMNS = {
     "corpus_sha256": str,  # its first 12 digits
     "config": str,  # hash of every setting that shapes the result; runs are comparable only where it is equal
     "flags": str,  # those of these settings that are not the rung's own defaults; empty for a plain run
-    "commit": str,  # of the code; a trailing + means that it had uncommitted changes
+    "commit": str,  # of the code; a trailing + means changes that were not committed, or made while the run was stopped
     "torch": str,
 }
 
@@ -63,9 +64,10 @@ class LossLog:
         def write(file):
             end = file.seek(0, os.SEEK_END)
             header = "" if end else ",".join(COLUMNS) + "\n"
+            data = (header + line.getvalue()).encode("utf-8")
             try:
-                file.write((header + line.getvalue()).encode("utf-8"))
-                file.flush()
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
             except OSError:  # a full disk, say: half a line would be worse than none
                 file.truncate(end)
@@ -74,17 +76,19 @@ class LossLog:
         self._locked(write)
 
     def _locked(self, action=None) -> None:
-        """Open the file alone, look whether it is whole, and call `action` with it; without one, leave no trace."""
+        """Open the file alone, look whether it is whole, and call `action` with it; leave no empty file behind."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._lock:
                 is_new = not self.path.exists()
-                with self.path.open("ab+") as file:
-                    self._refuse_damage(file)
-                    if action:
-                        action(file)
-                if is_new and not action:
-                    self.path.unlink()
+                try:
+                    with self.path.open("ab+", buffering=0) as file:  # a buffer would write what was to be taken back
+                        self._refuse_damage(file)
+                        if action:
+                            action(file)
+                finally:
+                    if is_new and not has_rows(self.path):
+                        self.path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
                 f"cannot write the loss log {self.path}: {error.strerror or error}; choose another with --loss-csv"
@@ -102,6 +106,11 @@ class LossLog:
         if not _is_whole(last):
             file.seek(0)
             raise UserError(_torn(self.path, sum(1 for _ in file)))
+
+
+def has_rows(path: Path) -> bool:
+    """Whether there is a log, and anything in it."""
+    return path.exists() and path.stat().st_size > 0
 
 
 def read_log(path: Path) -> pd.DataFrame:

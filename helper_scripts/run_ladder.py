@@ -21,7 +21,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from data import LOSS_CSV, Corpus, UserError, load_corpus, read_log
+from data import LOSS_CSV, Corpus, UserError, has_rows, load_corpus, read_log
 from helper_scripts.ladder_table import markdown_table
 from helper_scripts.models import at_budget, config_of, rung_module, rungs_of
 from helper_scripts.plot_loss import check_picture, picture_of, write_plot
@@ -63,8 +63,8 @@ def main() -> None:
         if corpus.name == "pydoc":
             options = replace(options, corpus="pydoc")  # for all of them, even if one could fetch the other by then
         configs = all_configs(options)
-        is_there = options.loss_csv.exists() and options.loss_csv.stat().st_size
-        runs = left_to_do(configs, read_log(options.loss_csv) if is_there else None, corpus, options)
+        rows = read_log(options.loss_csv) if has_rows(options.loss_csv) else None
+        runs = left_to_do(configs, rows, corpus, options)
         if known := len(configs) - len(runs):
             print(f"{known} of {len(configs)} runs are in the log already, of this very code; --again trains them anew")
         if stopped := sum(run.config.resume for run in runs):

@@ -1,8 +1,10 @@
+import os
 import random
 import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from data import LOSS_CSV, LossLog, UserError, read_log
 from data.loss_log import COLUMNS
@@ -148,6 +150,36 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         log.append(ROW)
     assert log.path.read_bytes() == before
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from data import LossLog
+from test_loss_log import ROW
+path, room = Path(sys.argv[1]), int(sys.argv[2])
+size = path.stat().st_size if path.exists() else 0
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + room, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+LossLog(path).append(ROW)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the limit on a file's size is POSIX'")
+@pytest.mark.parametrize("room", [0, 50])
+def test_a_disk_with_room_for_half_a_line(room, tmp_path):
+    """The file as it was; the first line of all leaves none."""
+    log = LossLog(tmp_path / "log.csv")
+    command = [sys.executable, "-c", FULL, str(log.path), str(room)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    for before in (None, b"rows"):
+        if before is not None:
+            log.append(ROW)
+            before = log.path.read_bytes()
+        done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
+        assert "UserError: cannot write the loss log" in done.stderr
+        assert (log.path.read_bytes() if log.path.exists() else None) == before
+    log.append(ROW)
+    assert len(read_log(log.path)) == 2
 
 
 @pytest.mark.parametrize("value", [b"nan", b"inf", b"-inf"])

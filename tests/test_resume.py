@@ -126,14 +126,21 @@ def test_a_signal_saves_the_run_and_tells_how_to_go_on(name, whole, tmp_path, te
     assert_same(tmp_path, whole)
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path, text_file, at_step):
+@pytest.mark.parametrize(("name", "saved"), [("SIGINT", 4), ("SIGTERM", 7), ("SIGHUP", 7)])
+def test_a_signal_that_comes_twice(name, saved, tmp_path, text_file, at_step):
+    """A second Ctrl-C is impatience. SIGHUP comes from a terminal that is closed and from its shell: no reason not to
+    save the run."""
+    if not hasattr(signal, name):
+        pytest.skip(f"there is no {name} here")
+    number = getattr(signal, name)
+
     def twice():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
+        signal.raise_signal(number)
 
     at_step(6, twice)
-    assert stopped(tmp_path, text_file) == 130
-    assert load_checkpoint(checkpoint(tmp_path))["step"] == 4
+    assert stopped(tmp_path, text_file) == 128 + number
+    assert load_checkpoint(checkpoint(tmp_path))["step"] == saved
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no signal that one process may send to another")
@@ -285,6 +292,9 @@ def test_what_may_differ_is_told(interrupted, text_file, monkeypatch, capsys):
     go(interrupted, text_file, "--resume", "--precision", "bf16")
     said = capsys.readouterr().err
     assert "and goes on with 0badc0de" in said and "precision fp32, and goes on with bf16" in said
+    commits = read_log(interrupted / "log.csv").set_index("step")["commit"]
+    began = commits[0].rstrip("+")
+    assert commits[12] == commits[8] == began + "+" != "0badc0de"  # neither code alone has trained it
 
 
 def test_resuming_a_finished_run_changes_nothing(whole, tmp_path, text_file, capsys):
@@ -328,11 +338,27 @@ def test_the_model_of_hours_is_kept_as_its_run_starts_anew(tmp_path, text_file, 
     at_step(0, lambda: signal.raise_signal(signal.SIGINT))
     capsys.readouterr()
     assert stopped(tmp_path, text_file) == 130
-    kept = trained.with_suffix(".before.pt")
+    kept = trained.with_suffix(".before1.pt")
     assert kept.name in capsys.readouterr().out
     assert kept.read_bytes() == before
     assert load_checkpoint(trained)["step"] < 12
     assert load_model(kept).last.step == 12  # to sample from
+
+    trained.write_bytes(before)  # finished, and started anew, once more
+    at_step(0, lambda: signal.raise_signal(signal.SIGINT))
+    assert stopped(tmp_path, text_file) == 130
+    assert kept.read_bytes() == before and trained.with_suffix(".before2.pt").read_bytes() == before
+
+
+def test_what_may_be_another_versions_checkpoint_is_kept(tmp_path, text_file, capsys):
+    go(tmp_path, text_file)
+    trained = checkpoint(tmp_path)
+    trained.write_bytes(b"of another version")
+    capsys.readouterr()
+    go(tmp_path, text_file)
+    kept = trained.with_suffix(".before1.pt")
+    assert str(kept) in capsys.readouterr().out
+    assert kept.read_bytes() == b"of another version" and load_checkpoint(trained)["step"] == 12
 
 
 def test_seconds_of_training_leave_nothing_behind(tmp_path, text_file):
@@ -567,6 +593,15 @@ def test_a_log_that_fills_up_stops_the_run_and_loses_no_row(whole, tmp_path, tex
     monkeypatch.undo()
     go(tmp_path, text_file, "--resume")
     assert_same(tmp_path, whole)
+
+
+@pytest.mark.parametrize("name", ["emptied", "missing"])
+def test_a_log_without_rows_has_all_of_them_again(name, whole, interrupted, text_file):
+    (interrupted / "log.csv").write_text("", encoding="utf-8")
+    if name == "missing":
+        (interrupted / "log.csv").unlink()
+    go(interrupted, text_file, "--resume")
+    assert_same(interrupted, whole)
 
 
 @pytest.mark.parametrize("name", ["the log", "the folder"])

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,9 @@ import tyro
 from data import UserError
 from training import ranks
 from training.config import TrainConfig, all_flags
+
+# as torch says it on Linux, on Windows and on MPS, in errors that have no type of their own
+OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|out of memory")
 
 
 def parse(config_type, description: str, args: Sequence[str] | None = None):
@@ -116,7 +120,7 @@ def errors_in_one_line():
     except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are RuntimeErrors
         if ranks.rank() > 0 and "gloo" in str(error):  # the first of them has said what is wrong
             raise SystemExit(2) from None
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         print("error: out of memory; try a smaller --batch-size, --block-size or model", file=sys.stderr)
         raise SystemExit(2) from None

@@ -12,6 +12,7 @@ from training import ranks
 
 # Ctrl-C; a polite kill; a closed terminal. Ctrl-Break is Windows' own, and SIGHUP it does not have.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+TYPED = [number for number in SIGNALS if number.name in ("SIGINT", "SIGBREAK")]
 
 
 class Stop:
@@ -31,14 +32,15 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """While inside, the first signal is noted, and a second raises KeyboardInterrupt, as Ctrl-C does otherwise.
+    """While inside, the first signal is noted, and Ctrl-C after it raises KeyboardInterrupt, as it does otherwise.
 
+    Others may come twice without anybody's wishing it: a terminal that is closed sends SIGHUP, and so does its shell.
     Signals that the process was started to ignore, as nohup does with SIGHUP, are ignored still.
     """
     stop = Stop()
 
     def note(number: int, frame) -> None:
-        if stop.number and not ranks.launched():  # torchrun passes on what the terminal has sent to each by itself
+        if stop.number and number in TYPED and not ranks.launched():  # torchrun passes on what each has had already
             raise KeyboardInterrupt
         stop.number = number
         if ranks.rank() == 0:

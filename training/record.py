@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from data import Corpus, LossLog, UserError, read_log
+from data import Corpus, LossLog, UserError, has_rows, read_log
 from training import ranks
 from training.checkpoint import check_folder, checkpoint_path, save_checkpoint
 from training.config import TrainConfig, changed_flags, fingerprint
@@ -123,7 +123,7 @@ class Record:
             except Timeout:
                 raise UserError(f"another process is training this very run ({self.checkpoint.name})") from None
         self.lock = lock
-        if not self.config.resume:
+        if ranks.rank() == 0 and not self.config.resume:
             make_way(self.checkpoint, WORTH_KEEPING)
 
     def _log(self, evaluations: list[Evaluation]) -> None:
@@ -161,6 +161,8 @@ class Record:
                 print(
                     f"WARNING: this run began with {name} {facts[name]}, and goes on with {here[name]}", file=sys.stderr
                 )
-        if self.config.loss_csv.exists():
+        if (facts["commit"], facts["torch"]) != (here["commit"], here["torch"]):
+            self.commit = facts["commit"].rstrip("+") + "+"  # no code alone has trained it
+        if ranks.rank() == 0 and has_rows(self.config.loss_csv):
             rows = read_log(self.config.loss_csv)
             self.logged = set(rows[rows["run"] == self.run]["step"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
 
 from data import UserError
-from training import ranks
 from training.checkpoint import load_checkpoint
 from training.config import TrainConfig, compared
 from training.state import Evaluation, State
@@ -67,25 +67,29 @@ def _put_back(optimizer: torch.optim.Optimizer, moments: dict, step: int) -> Non
 def make_way(path: Path, seconds: float) -> None:
     """Let a run start anew at `path`, where more than so many seconds of another may be: lesser ones are replaced.
 
-    A finished one is kept under another name, in place of whatever was kept so before. Raises UserError for one that
-    is not finished.
+    A finished one is kept under another name, and so is what cannot be read, which may be one of another version.
+    Raises UserError for one that is not finished.
     """
+    if not path.exists():
+        return
     try:
         content = load_checkpoint(path)
-    except UserError:  # none, or nothing of use
-        return
-    if content["seconds"] <= seconds:
-        return
-    took = f"after {content['seconds'] / 60:.0f} minutes"
-    if content["optimizers"] is not None:
-        raise UserError(
-            f"{path} holds this run, stopped at step {content['step']:,} {took}; "
-            "add --resume to go on with it, or delete that file to start anew"
-        )
-    if ranks.rank() == 0:
-        aside = path.with_suffix(".before.pt")
-        path.replace(aside)
-        print(f"the model of the same run, finished {took}, is kept as {aside}", flush=True)
+    except UserError:
+        what = "what cannot be read as a checkpoint of this run"
+    else:
+        if content["seconds"] <= seconds:
+            return
+        took = f"after {content['seconds'] / 60:.0f} minutes"
+        if content["optimizers"] is not None:
+            raise UserError(
+                f"{path} holds this run, stopped at step {content['step']:,} {took}; "
+                "add --resume to go on with it, or delete that file to start anew"
+            )
+        what = f"the model of the same run, finished {took},"
+    asides = (path.with_suffix(f".before{number}.pt") for number in itertools.count(1))
+    aside = next(aside for aside in asides if not aside.exists())
+    path.replace(aside)
+    print(f"{what} is kept as {aside}", flush=True)
 
 
 def unfinished(path: Path) -> dict | None:

@@ -138,7 +138,7 @@ def _plan(state: State, corpus: Corpus, config: TrainConfig, precision: str, sta
     else:
         print(f"{config.steps:,} steps of {size}; first, the untrained loss", flush=True)
     if not config.minutes and pace.seconds(to_do) > LONG:
-        print(_announcement(pace.seconds(to_do)), flush=True)
+        print(_announcement(pace.seconds(to_do), begun=bool(state.evaluations)), flush=True)
     return config
 
 
@@ -170,9 +170,12 @@ def _say_how_to_go_on(script: Path, config: TrainConfig, state: State, record: R
     print(f"stopped after step {state.step:,} of {config.steps:,}, {kept}; to go on: {again}", file=sys.stderr)
 
 
-def _announcement(seconds: float) -> str:
+def _announcement(seconds: float, begun: bool) -> str:
+    """How long it will be, and how to have it shorter; of one that has `begun`, that would be another run."""
     minutes = seconds / 60
     duration = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+    if begun:
+        return f"this will take about {duration} more"
     less = max((choice for choice in (1, 2, 5, 10) if choice < minutes / 2), default=1)
     return f"this will take about {duration}; for less, stop it and start again with --minutes {less}"
 
