@@ -8,6 +8,9 @@ al., 2019). The positions start as waves, in which one step back is the same rot
 and are learned from there. While it writes a text it keeps the keys and values of the characters before, which do not
 change any more: computing the whole context anew for every character would take a dozen times as long.
 
+So large a model also wants other settings: a learning rate that rises at first and falls to zero at the end, weights
+pulled towards zero (weight decay), larger batches. Not all of what this rung gains is gained by size alone.
+
 In the curve: everything else looks flat beside it. Its steps are not the others' steps, though: each reads 2,048
 characters where theirs read 256, and takes a hundred times as long.
 """
@@ -109,7 +112,7 @@ class SelfAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
         k, v = self.cache(k, v)  # (B, H, S, D), and S = T; but while sampling, S counts those before as well
         S = k.shape[2]
-        # a sum of D products has variance D: scaled back to 1, else softmax would start out picking a single position
+        # of numbers of variance 1, a sum of D products has variance D: scaled back, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         scores = scores + self.future[S - T : S, :S].to(scores.dtype)  # minus infinity, which softmax makes 0
         weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1

@@ -81,9 +81,11 @@ def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, 
         with autocast(device, precision):
             return F.cross_entropy(model(idx).float().flatten(0, 1), targets.flatten())
 
+    optimizers = State.at_start(model, config).optimizers
     with FlopCounterMode(display=False) as counter:
         forward().backward()
-    optimizers = State.at_start(model, config).optimizers
+        for optimizer in optimizers:  # which has products where Muon makes the update
+            optimizer.step()
     parts = {
         "batch": lambda: corpus.batch(0, 1, config.batch_size, config.block_size),
         "forward": forward,

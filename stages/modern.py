@@ -141,7 +141,7 @@ class SelfAttention(nn.Module):
         k, v = self.cache(k, v)  # (B, H, S, D), and S = T; but while sampling, S counts those before as well
         S = k.shape[2]
         q, k = turn(q, self.angles[S - T : S]), turn(k, self.angles[:S])  # only how far apart they are will count
-        # a sum of D products has variance D: scaled back to 1, else softmax would start out picking a single position
+        # of numbers of variance 1, a sum of D products has variance D: scaled back, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         scores = scores + self.future[S - T : S, :S].to(scores.dtype)  # minus infinity, which softmax makes 0
         weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1
@@ -176,11 +176,9 @@ class Nearby(nn.Module):
 
     def forward(self, x):
         T = x.shape[1]
-        (x,) = self.before(x)  # (B, S, C), and S = T; but while sampling, S counts those before as well
-        S = x.shape[1]
-        x = F.pad(x, (0, 0, 3, 0))  # (B, 3 + S, C): before the first there is nothing
-        x = sum(share * x[:, 3 - back : 3 - back + S] for back, share in enumerate(self.shares))  # (B, S, C)
-        return x[:, -T:]  # (B, T, C)
+        (x,) = self.before(x)  # (B, T, C), but while sampling with those before as well
+        x = F.pad(x, (0, 0, 3, 0))[:, -(T + 3) :]  # (B, 3 + T, C): before the first there is nothing
+        return sum(share * x[:, 3 - back : 3 - back + T] for back, share in enumerate(self.shares))  # (B, T, C)
 
 
 class Block(nn.Module):

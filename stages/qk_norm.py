@@ -118,7 +118,7 @@ class SelfAttention(nn.Module):
         k, v = self.cache(k, v)  # (B, H, S, D), and S = T; but while sampling, S counts those before as well
         S = k.shape[2]
         q, k = turn(q, self.angles[S - T : S]), turn(k, self.angles[:S])  # only how far apart they are will count
-        # a sum of D products has variance D: scaled back to 1, else softmax would start out picking a single position
+        # of numbers of variance 1, a sum of D products has variance D: scaled back, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         scores = scores + self.future[S - T : S, :S].to(scores.dtype)  # minus infinity, which softmax makes 0
         weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1

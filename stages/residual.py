@@ -40,7 +40,7 @@ class SelfAttention(nn.Module):
         T = x.shape[1]
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        # a sum of D products has variance D: scaled back to 1, else softmax would start out picking a single position
+        # of numbers of variance 1, a sum of D products has variance D: scaled back, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
         scores = scores + self.future[:T, :T].to(scores.dtype)  # minus infinity, of which softmax makes a weight of 0
         weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1

@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
     def forward(self, x):
         T = x.shape[1]
         q, k, v = rearrange(self.qkv(x), "batch time (qkv c) -> qkv batch time c", qkv=3)  # (B, T, C) each
-        # a sum of C products has variance C: scaled back to 1, else softmax would start out picking a single position
+        # of numbers of variance 1, a sum of C products has variance C: scaled back, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, T, T)
         scores = scores + self.future[:T, :T].to(scores.dtype)  # minus infinity, of which softmax makes a weight of 0
         weights = scores.softmax(dim=-1)  # (B, T, T), each row sums to 1

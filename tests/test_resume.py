@@ -297,6 +297,13 @@ def test_what_may_differ_is_told(interrupted, text_file, monkeypatch, capsys):
     assert commits[12] == commits[8] == began + "+" != "0badc0de"  # neither code alone has trained it
 
 
+def test_the_time_that_is_left_is_told_and_no_other_run_advised(interrupted, text_file, monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules["training.run"], "LONG", 0)
+    go(interrupted, text_file, "--resume")
+    said = capsys.readouterr().out
+    assert "this will take about 0 minutes more" in said and "--minutes" not in said
+
+
 def test_resuming_a_finished_run_changes_nothing(whole, tmp_path, text_file, capsys):
     go(tmp_path, text_file)
     before = checkpoint(tmp_path).read_bytes(), (tmp_path / "log.csv").read_bytes()
