@@ -3,7 +3,8 @@
 Without names: each rung against the one before it, or the one that it names as AFTER, at the settings of --budget. With
 two: the second against the first. A set is a rung; a rung and its flags, in quotes ("feed_forward --n-layer 3"); or
 either with @COMMIT behind it, for a rung before and after a change.
-Runs are compared seed by seed, for those seeds that both have: all rungs see the same batches for the same seed.
+Runs are compared seed by seed, for those seeds that both have: rungs of one batch and context size see the same batches
+for the same seed.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ def normal(mine: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
             continue
         name = f"{last['experiment']} {last['flags']}".strip() + f", seed {last['seed']}: {last['val_loss']:.4f}"
         alike = theirs[theirs["run"] != last["run"]]  # where both logs have the run
-        for column in ("experiment", "config", "corpus_sha256", "precision"):
+        for column in ("experiment", "config", "parameters", "corpus_sha256", "precision"):
             alike = alike[alike[column] == last[column]]
         own_seed = alike["seed"] == last["seed"]
         if (alike[own_seed]["val_loss"] == last["val_loss"]).any():

@@ -12,6 +12,7 @@ from data import LOSS_CSV, UserError
 from helper_scripts.compare import change
 from helper_scripts.models import rung_before, training_flops
 from helper_scripts.results import RUNGS, Budget, Results, load_results
+from helper_scripts.whole import write_whole
 from stages import LADDER
 from training.cli import errors_in_one_line, parse
 
@@ -107,9 +108,11 @@ def show(table: str, page: Path | None, name: str) -> None:
 
 
 def write_between_markers(path: Path, table: str, name: str) -> None:
-    """Replace what stands between the markers of that name. Raises UserError where the file or a marker is missing."""
+    """Replace what stands between the markers of that name. Raises UserError where the file or a marker is missing, or
+    the file cannot be written; it is then as it was.
+    """
     before, after = around_markers(path, name)
-    path.write_text(f"{before}\n{table}\n{after}", encoding="utf-8", newline="\n")
+    write_whole(path, f"{before}\n{table}\n{after}".encode(), "name another page with --write")
 
 
 def around_markers(path: Path, name: str) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from scipy import stats
 from data import LOSS_CSV, UserError
 from helper_scripts.models import rung_before
 from helper_scripts.results import Budget, Results, load_results
+from helper_scripts.whole import write_whole
 from training.cli import errors_in_one_line, parse
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
@@ -51,7 +52,7 @@ class Options:
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        out = options.out or picture_of(options.budget)
+        out = options.out or picture_of(options.budget, options.variants)
         check_picture(out)
         results = load_results(options.loss_csv, options.corpus, options.variants, budget=options.budget)
         results = results.only(options.rungs)
@@ -64,9 +65,10 @@ def main() -> None:
             plt.show()
 
 
-def picture_of(budget: Budget) -> Path:
-    """Where the picture of a budget is kept."""
-    return IMAGES / ("loss_curves.png" if budget == "own" else f"loss_curves_{budget}.png")
+def picture_of(budget: Budget, variants: bool = False) -> Path:
+    """Where the picture of a budget is kept; with runs of all settings in it, it is another."""
+    names = ["loss_curves", *([budget] if budget != "own" else []), *(["variants"] if variants else [])]
+    return IMAGES / f"{'_'.join(names)}.png"
 
 
 def check_picture(out: Path) -> None:
@@ -80,11 +82,7 @@ def write_plot(results: Results, out: Path, *, x: str = "steps", figure: Figure 
     """Write the picture of `results` to `out` and say on the terminal where it went and what is not in it."""
     picture = io.BytesIO()
     draw(results, figure or Figure(), x).savefig(picture, format=out.suffix.lower().lstrip("."), dpi=150)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(picture.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write the picture {out}: {error.strerror}; choose another with --out") from None
+    write_whole(out, picture.getvalue(), "choose another picture with --out")
     for line in results.left_out:
         print(line)
     print(f"drew {results.rows['run'].nunique()} runs of {len(results.order)} rungs on {results.corpus}: {out}")

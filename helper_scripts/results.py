@@ -1,8 +1,8 @@
 """The rows of the loss log that may stand side by side, and what had to be left out.
 
-Runs are comparable where rung, settings, size, precision and corpus are the same. Of those only finished runs count,
+Runs are of one kind where rung, settings, size, precision and corpus are the same. Of those only finished runs count,
 and of several with the same seed the latest. Everything else is left out, and every command that draws or prints says
-so.
+so; and where runs of different rungs were not trained in one precision or on one kind of device, it says that.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def check_rungs(names: tuple[str, ...]) -> None:
 class Results:
     """rows: the log's rows that are comparable, `label` added: the rung, and its flags where they are not its own.
 
-    order: the labels, in ladder order. corpus: the one they were all trained on. left_out: a line for each reason.
-    log: where they are from.
+    order: the labels, in ladder order. corpus: the one they were all trained on. left_out: a line for each reason, and
+    for each way in which what is there is not alike. log: where they are from.
     """
 
     rows: pd.DataFrame
@@ -120,5 +120,10 @@ def load_results(
     keep(rows["run"] == latest, "that a later one with the same seed replaces")
     if rows.empty:
         raise UserError(f"nothing to show from {loss_csv}: {'; '.join(left_out)}")
+    for column in ("precision", "device"):
+        counts = rows.groupby(column)["run"].nunique()
+        if len(counts) > 1:
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in counts.items())
+            left_out.append(f"these runs are not of one {column}, which may be part of what sets them apart: {kinds}")
     order = sorted(rows["label"].unique(), key=lambda label: (RUNGS.index(label.split()[0]), label))
     return Results(rows, order, corpus, left_out, loss_csv)

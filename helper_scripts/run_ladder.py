@@ -56,7 +56,8 @@ def main() -> None:
         options = parse(Options, description=__doc__)
         if options.jobs < 0:
             raise UserError(f"--jobs is {options.jobs}; it has to be 0 or more")
-        options = replace(options, out=options.out or picture_of(options.budget))
+        variants = options.steps is not None or any(" " in label for label in options.rungs)
+        options = replace(options, out=options.out or picture_of(options.budget, variants))
         check_picture(options.out)
         all_configs(options)  # does all that was asked for exist?
         corpus = load_corpus(options.corpus)  # fetched once, before several processes want it
@@ -72,7 +73,6 @@ def main() -> None:
         with unbreakable_output():
             failed = _train(runs, options.jobs or _at_a_time(options.device)) if runs else []
         if len(failed) < len(configs):
-            variants = options.steps is not None or any(" " in label for label in options.rungs)
             results = load_results(options.loss_csv, corpus.name, variants, budget=options.budget)
             print(f"\n{markdown_table(results)}\n")
             try:

@@ -379,6 +379,39 @@ def test_the_table_goes_between_the_markers(log, tmp_path, monkeypatch):
     assert page.read_text(encoding="utf-8") == "no markers"
 
 
+def full_disk(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data[: len(data) // 2])
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("what", ["page", "picture"])
+def test_a_full_disk_leaves_the_page_and_the_picture_as_they_were(what, log, tmp_path, monkeypatch, capsys):
+    there = tmp_path / ("page.md" if what == "page" else "curves.svg")
+    there.write_text("<!-- ladder table: begin -->\n<!-- ladder table: end -->\n", encoding="utf-8")
+    before, names = there.read_bytes(), sorted(tmp_path.iterdir())
+    command = ["command", "--loss-csv", str(log), "--corpus", "words.txt"]
+    monkeypatch.setattr(sys, "argv", [*command, "--write" if what == "page" else "--out", str(there)])
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(SystemExit) as stop:
+        (ladder_table if what == "page" else plot_loss).main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert f"cannot write {there}: No space left on device" in said and said.count("\n") == 1
+    assert there.read_bytes() == before and sorted(tmp_path.iterdir()) == names
+
+
+def test_runs_of_two_precisions_and_devices_are_named(log, capsys, monkeypatch):
+    rows = read_log(log)
+    rows.loc[rows["experiment"] == "residual", ["precision", "device"]] = ["bf16", "cuda"]
+    rows.to_csv(log, index=False, lineterminator="\n")
+    monkeypatch.setattr(sys, "argv", ["ladder_table", "--loss-csv", str(log), "--corpus", "words.txt"])
+    ladder_table.main()
+    said = capsys.readouterr().out
+    assert "not of one precision" in said and "bf16 (2), fp32 (2)" in said
+    assert "not of one device" in said and "cpu (2), cuda (2)" in said
+
+
 def test_readmes_tables_are_the_committed_logs(tmp_path):
     """Of what is committed: a run of one's own joins the log, and need not be in README."""
 
@@ -400,6 +433,15 @@ def test_readmes_tables_are_the_committed_logs(tmp_path):
     assert equal.both_readings(load_results(log, variants=True)) in committed("README.md")
     corners, _ = controls.all_corners(log)
     assert controls.two_by_two(corners) in committed("README.md")
+
+
+def test_all_settings_in_one_picture_are_another_picture(log, tmp_path, monkeypatch):
+    monkeypatch.setattr(plot_loss, "IMAGES", tmp_path / "images")
+    command = ["plot_loss", "--loss-csv", str(log), "--corpus", "words.txt"]
+    for flags in ([], ["--variants"]):
+        monkeypatch.setattr(sys, "argv", [*command, *flags])
+        plot_loss.main()
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {"loss_curves.png", "loss_curves_variants.png"}
 
 
 def test_the_plot_has_ink_in_every_panel(log, tmp_path, monkeypatch, capsys):
