@@ -19,7 +19,7 @@ import tyro
 from scipy import stats
 
 from data import LOSS_CSV, UserError, read_log
-from helper_scripts.models import at_budget, rung_before
+from helper_scripts.models import as_logged, at_budget, rung_before
 from helper_scripts.results import Budget, load_results
 from training.cli import errors_in_one_line, parse
 
@@ -90,7 +90,7 @@ def final_losses(loss_csv: Path, name: str, corpus: str | None) -> tuple[pd.Seri
     """
     label, at, commit = name.partition("@")
     results = load_results(loss_csv, corpus, variants=True, commit=commit if at else None)
-    return results.losses(label), results.left_out
+    return results.losses(label if label in results.order else as_logged(label)), results.left_out
 
 
 def verdict(name: str, other_name: str, one: pd.Series, other: pd.Series) -> str:

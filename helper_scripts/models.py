@@ -18,7 +18,7 @@ from stages import LADDER
 from training import TrainConfig
 from training.checkpoint import load_checkpoint
 from training.cli import parse
-from training.config import NOT_COMPARED, starting_point
+from training.config import NOT_COMPARED, changed_flags, starting_point
 from training.state import Evaluation, State
 
 
@@ -87,6 +87,17 @@ def config_of(label: str, **settings) -> TrainConfig:
                 f"{label}: --{name.replace('_', '-')} cannot be one rung's alone; take it out of the quotes"
             )
     return replace(config, **settings)
+
+
+def as_logged(label: str) -> str:
+    """A rung and its flags as the log's labels put them, in whatever order they were typed: 3e-3 is 0.003 there.
+
+    What this code cannot make sense of stays as it is, for it may be of a rung or a setting that is gone.
+    """
+    try:
+        return f"{label.split()[0]} {changed_flags(config_of(label))}".strip()
+    except UserError:
+        return label
 
 
 def training_flops(label: str, parameters: int) -> float | None:

@@ -54,7 +54,8 @@ class Results:
     def losses(self, label: str) -> pd.Series:
         """The final validation losses of `label`, by seed. Raises UserError where there are none."""
         if label not in self.order:
-            raise UserError(f"{self.log} has no finished runs of {label!r}; it has {', '.join(self.order)}")
+            near = [other for other in self.order if other.split()[0] == label.partition(" ")[0]] or self.order
+            raise UserError(f"{self.log} has no finished runs of {label!r}; it has {', '.join(near)}")
         final = self.final()
         return final[final["label"] == label].set_index("seed")["val_loss"]
 

@@ -244,6 +244,21 @@ def test_what_cannot_be_compared_is_said_in_one_line(args, words, logged, monkey
     assert words in said and said.count("\n") == 1
 
 
+def test_flags_in_any_order_are_the_same_set(logged, monkeypatch, capsys):
+    own = [row(experiment="residual", seed=s, val_loss=2.0 + 0.01 * s) for s in range(3)]
+    other = [
+        values | {"flags": "--steps 9 --learning-rate 0.003", "config": "d", "run": f"other{values['seed']}"}
+        for values in own
+    ]
+    gone = [values | {"flags": "--gone 1", "config": "e", "run": f"gone{values['seed']}"} for values in own]
+    log = logged("log.csv", own + other + gone)
+    for name in ("residual --learning-rate 3e-3 --steps 9", "residual --steps 9 --learning-rate=.003 --n-layer 3"):
+        said = run(monkeypatch, capsys, "residual", name, "--loss-csv", log)
+        assert said.startswith(f"{name} and residual have the same losses")
+    said = run(monkeypatch, capsys, "residual", "residual --gone 1", "--loss-csv", log)
+    assert "have the same losses" in said
+
+
 def test_is_my_run_normal(logged, tmp_path, monkeypatch, capsys):
     theirs = [row(experiment="residual", seed=s, val_loss=2.0 + 0.01 * s) for s in range(5)]
     mine = [
