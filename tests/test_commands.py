@@ -430,7 +430,13 @@ def test_readmes_tables_are_the_committed_logs(tmp_path):
         table = ladder_table.markdown_table(load_results(log, budget=budget))
         assert len(table.splitlines()) >= 2 + 7
         assert table in committed("README.md")
-    assert equal.both_readings(load_results(log, variants=True)) in committed("README.md")
+    variants = load_results(log, variants=True)
+    assert equal.both_readings(variants) in committed("README.md")
+    quick = [label for label in variants.order if "--recipe quick" in label]
+    assert len(quick) >= 2
+    for losses in map(variants.losses, quick):  # what is written by hand
+        spread = f" ± {losses.std():.3f}" if len(losses) > 1 else ""
+        assert f"{losses.mean():.3f}{spread} (n = {len(losses)})" in committed("README.md").replace("**", "")
     corners, _ = controls.all_corners(log)
     assert controls.two_by_two(corners) in committed("README.md")
 
