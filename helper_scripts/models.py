@@ -95,7 +95,7 @@ def as_logged(label: str) -> str:
     What this code cannot make sense of stays as it is, for it may be of a rung or a setting that is gone.
     """
     try:
-        return f"{label.split()[0]} {changed_flags(config_of(label))}".strip()
+        return f"{label.partition(' ')[0]} {changed_flags(config_of(label))}".strip()
     except UserError:
         return label
 

@@ -230,6 +230,7 @@ def test_a_rung_before_and_after_a_change(logged, monkeypatch, capsys):
     [
         (["residual"], "two sets are compared"),
         (["residual", "nope"], "no finished runs of 'nope'; it has residual"),
+        (["residual", ""], "no finished runs of ''; it has residual"),
         (["residual", "residual", "residual"], "two sets are compared"),
         (["residual", "residual"], "'residual' twice: name two sets that differ"),
         (["residual", "--mine", "x"], "--mine takes no other sets"),
