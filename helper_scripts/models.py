@@ -31,6 +31,7 @@ class Trained:
     config: TrainConfig
     tokenizer: CharTokenizer
     corpus: str
+    corpus_sha256: str  # its first 12 digits
     last: Evaluation
 
 
@@ -146,7 +147,8 @@ def load_model(path: Path) -> Trained:
         raise UserError(f"{path} is of the rung {rung}, which the ladder does not name (stages/__init__.py)")
     if not last:
         raise UserError(f"{path} was saved before its first evaluation; go on with that run first (--resume)")
-    module, tokenizer = rung_module(rung), CharTokenizer(content["facts"]["alphabet"])
+    module, facts = rung_module(rung), content["facts"]
+    tokenizer = CharTokenizer(facts["alphabet"])
     names = {field.name for field in fields(module.Config)} - {"loss_csv", "runs_dir"}  # plain strings in the file
     try:
         config = module.Config(**{name: value for name, value in content["config"].items() if name in names})
@@ -155,7 +157,8 @@ def load_model(path: Path) -> Trained:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} does not fit {rung} as it is now: {reason}; train it again") from None
-    return Trained(rung, model.eval(), config, tokenizer, str(content["facts"].get("corpus")), Evaluation(**last[0]))
+    text = (str(facts.get("corpus")), facts["corpus_sha256"])
+    return Trained(rung, model.eval(), config, tokenizer, *text, Evaluation(**last[0]))
 
 
 def checkpoints(runs_dir: Path, rung: str = "*") -> list[Path]:

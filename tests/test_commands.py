@@ -82,6 +82,9 @@ def shortened(command: str, folder: Path, text_file: Path) -> list[str]:
         words += ["--out", str(folder / "curves.png")]  # the last one given counts
     elif name == "sample":
         words += ["--runs-dir", str(folder / "runs"), "--device", "cpu", "--length", "9", "--prompt", "to be"]
+    elif name == "loss_by_position":
+        words += ["--runs-dir", str(folder / "runs"), "--device", "cpu", "--out", str(folder / "positions.png")]
+        words = [word for word in words if word not in RUNGS] + ["gpt"]  # which has a checkpoint here
     elif name == "benchmark":
         words += [*corpus, "--seconds", "0.01", "--text-mb", "1", "--device", "cpu"]
         words += [] if set(words) & set(RUNGS) else ["bigram"]
@@ -109,7 +112,7 @@ def test_every_command_of_readme_runs_from_a_foreign_folder(tmp_path, text_file)
         words = shortened(command, folder, text_file)
         if "--resume" in words:  # there has to be something to resume
             start([word for word in words if word != "--resume"], folder)
-        if "sample.py" in command:  # and something to sample from
+        if "sample.py" in command or "loss_by_position.py" in command:  # and something to sample from, or to read with
             train_here(MODULES[RUNGS.index("gpt")], folder, text_file)
         return command, start(words, folder)
 
