@@ -7,12 +7,13 @@ counts, so that all but the first characters are foretold from a long past. That
 the log's.
 
 ± is the standard error over windows, taken as independent: how far off another text of this kind might be. Models that
-read the same text have most of that in common.
+read the same text have most of that in common. Lines have not: each is of other characters, and two of them may differ
+by several hundredths for that alone. What a longer memory is worth is told by the same characters, read with one window
+and then a longer one: `--block-size 32 --stride 16`, then 64 and 32, and so on.
 """
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,10 +29,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from data import UserError, load_corpus
-from helper_scripts.models import Trained, latest_checkpoint, load_model
-from helper_scripts.plot_loss import check_picture
-from helper_scripts.results import RUNGS
-from helper_scripts.whole import write_whole
+from helper_scripts.models import Trained, find_checkpoint, load_model
+from helper_scripts.plot_loss import check_picture, save_picture
 from training.cli import errors_in_one_line, parse
 from training.config import RUNS_DIR, changed_flags
 from training.device import choose_device
@@ -58,8 +57,7 @@ def main() -> None:
         options = parse(Options, description=__doc__)
         if options.out:
             check_picture(options.out)
-        names = [name if name not in RUNGS else latest_checkpoint(options.runs_dir, name) for name in options.models]
-        models = [load_model(Path(name)) for name in names or [latest_checkpoint(options.runs_dir)]]
+        models = [load_model(find_checkpoint(options.runs_dir, name)) for name in options.models or ("",)]
         rungs, columns = [trained.rung for trained in models], {}
         for number, trained in enumerate(models, 1):
             table = by_position(read(trained, options))
@@ -137,7 +135,7 @@ def by_position(losses: Iterator[Tensor]) -> pd.DataFrame:
     total = counts.sum(0)
     loss = sums.sum(0) / total
     windows = (counts > 0).sum(0)
-    # of a ratio of sums over windows, to first order: the residuals' standard deviation over what a window has
+    # windows may have more or fewer characters: what each is off by, from what the mean makes of those it has
     residuals = sums - loss * counts
     error = (residuals.square().sum(0) * windows / (windows - 1)).sqrt() / total
     columns = {"loss": loss, "error": error, "characters": total}
@@ -149,7 +147,7 @@ def as_text(columns: dict[str, pd.DataFrame]) -> str:
     """A line for each range of characters seen, a column for each model."""
 
     def cell(row: pd.Series) -> str:
-        return f"{row['loss']:.3f}" + (f" ± {row['error']:.3f}" if row["error"] == row["error"] else "")
+        return f"{row['loss']:.3f}" + ("" if pd.isna(row["error"]) else f" ± {row['error']:.3f}")
 
     cells = pd.DataFrame({label: table.apply(cell, axis=1) for label, table in columns.items()}).sort_index()
     cells.index = [range_up_to(end) for end in cells.index]
@@ -179,9 +177,7 @@ def draw(columns: dict[str, pd.DataFrame], what: str, out: Path) -> None:
         panel.set(xlabel="characters that the model can see, up to", ylabel="nats per character")
         panel.set_title(f"Where in its context a model loses ({what})")
         panel.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format=out.suffix.lower().lstrip("."), dpi=150)
-    write_whole(out, picture.getvalue(), "choose another picture with --out")
+    save_picture(figure, out)
 
 
 if __name__ == "__main__":

@@ -173,3 +173,8 @@ def latest_checkpoint(runs_dir: Path, rung: str = "*") -> Path:
         which = "" if rung == "*" else f" of {rung}"
         raise UserError(f"there is no checkpoint{which} in {runs_dir}; train a rung first, or name another --runs-dir")
     return files[-1]
+
+
+def find_checkpoint(runs_dir: Path, name: str) -> Path:
+    """What a user names: a rung, for its latest one; nothing, for the latest of all; or a file."""
+    return latest_checkpoint(runs_dir, name or "*") if name in ("", *RUNGS) else Path(name)

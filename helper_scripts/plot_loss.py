@@ -80,12 +80,17 @@ def check_picture(out: Path) -> None:
 
 def write_plot(results: Results, out: Path, *, x: str = "steps", figure: Figure | None = None) -> None:
     """Write the picture of `results` to `out` and say on the terminal where it went and what is not in it."""
-    picture = io.BytesIO()
-    draw(results, figure or Figure(), x).savefig(picture, format=out.suffix.lower().lstrip("."), dpi=150)
-    write_whole(out, picture.getvalue(), "choose another picture with --out")
+    save_picture(draw(results, figure or Figure(), x), out)
     for line in results.left_out:
         print(line)
     print(f"drew {results.rows['run'].nunique()} runs of {len(results.order)} rungs on {results.corpus}: {out}")
+
+
+def save_picture(figure: Figure, out: Path) -> None:
+    """Write `figure`, whole or not at all, as the kind of picture that the ending of `out` says."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=out.suffix.lower().lstrip("."), dpi=150)
+    write_whole(out, picture.getvalue(), "choose another picture with --out")
 
 
 def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:

@@ -19,7 +19,7 @@ import tyro
 
 from data import UserError
 from helper_scripts.ladder_table import around_markers, write_between_markers
-from helper_scripts.models import Trained, checkpoints, latest_checkpoint, load_model
+from helper_scripts.models import Trained, checkpoints, find_checkpoint, latest_checkpoint, load_model
 from helper_scripts.results import RUNGS
 from training.cli import errors_in_one_line, parse
 from training.config import RUNS_DIR, changed_flags
@@ -58,10 +58,7 @@ def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
         if not options.ladder:
-            path = Path(options.model)
-            if options.model in ("", *RUNGS):
-                path = latest_checkpoint(options.runs_dir, options.model or "*")
-            show(load_model(path), options)
+            show(load_model(find_checkpoint(options.runs_dir, options.model)), options)
             return
         trained, left_out = every_rung(options.runs_dir)
         if options.write:
