@@ -126,22 +126,24 @@ def _work(pipe: Connection, lifeline: Connection, threads: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; it is for the first to pass it on
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # but for a run, which is saved first
     idle = threading.Event()
-    threading.Thread(target=_stop_at_the_end_of, args=(lifeline, idle), daemon=True).start()
+    idle.set()
+    threading.Thread(target=_stop_at_the_end_of, args=(lifeline, idle), name="lifeline", daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            idle.set()
             run = pipe.recv()
             idle.clear()
-            pipe.send(_train(run, pipe))
+            result = _train(run, pipe)
+            idle.set()  # before the result is out: whoever has it may let go at once
+            pipe.send(result)
 
 
 def _stop_at_the_end_of(lifeline: Connection, idle: threading.Event) -> None:
     """When the process that holds its other end lets go, or dies, stop a run as a polite kill would."""
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
-    if not idle.is_set():  # then the pipe has ended too
+    if not idle.is_set():  # if it is, the pipe has ended too
         signal.raise_signal(signal.SIGTERM)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -16,10 +17,10 @@ from conftest import MODULES, ROOT
 
 import bigram
 from data import load_corpus, read_log
-from helper_scripts import run_ladder
+from helper_scripts import run_ladder, workers
 from helper_scripts.models import config_of, rung_module
 from helper_scripts.results import RUNGS
-from helper_scripts.workers import Run, train_all
+from helper_scripts.workers import Result, Run, train_all
 from training import provenance, run
 from training.checkpoint import load_checkpoint
 
@@ -96,6 +97,33 @@ def test_a_process_that_dies_takes_one_run_with_it(tmp_path, text_file):
     final = read_log(tmp_path / "log.csv").groupby("run", sort=False).last()
     assert final["val_loss"].iloc[[0, 2]].tolist() == pytest.approx([results[s].val_loss for s in (0, 2)], abs=1e-6)
     assert multiprocessing.active_children() == []
+
+
+def test_a_worker_let_go_of_the_moment_it_has_told_its_result_ends_in_peace(tmp_path, text_file, monkeypatch):
+    """Else a signal would meet it on its way out, and what it was cleaning up then stays, with a warning of that."""
+    handlers, told = {}, []
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)  # this process keeps its own
+    monkeypatch.setattr(signal, "raise_signal", told.append)
+    its_lifeline, lifeline = multiprocessing.Pipe(duplex=False)
+    runs = [Run("bigram", tiny(tmp_path, text_file, steps=2))]
+
+    class Pipe:
+        def recv(self):
+            if not runs:
+                raise EOFError
+            return runs.pop()
+
+        def send(self, news):
+            if isinstance(news, Result):
+                told.append(news)
+                lifeline.close()
+                for thread in threading.enumerate():
+                    if thread.name == "lifeline":  # it has all the time to notice
+                        thread.join()
+
+    workers._work(Pipe(), its_lifeline, threads=None)
+    assert [type(what) for what in told] == [Result] and told[0].error == ""
+    assert signal.SIGTERM in handlers
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a process there cannot be sent Ctrl-C alone")
