@@ -1,6 +1,7 @@
 """Planning a run: what is measured before it, the steps that fit into given minutes, the recipes."""
 
 import dataclasses
+import re
 import sys
 import time
 
@@ -20,6 +21,7 @@ from training.config import fingerprint
 from training.device import worth_compiling
 from training.loop import learning_rate, train
 from training.pace import Pace, measure_pace
+from training.run import _off_the_minutes
 from training.state import State
 
 
@@ -77,7 +79,7 @@ def test_measuring_the_pace_changes_nothing(rung, corpus, small):
     assert all(torch.equal(a, b) for a, b in zip(trained(True), trained(False), strict=True))
 
 
-def test_a_run_of_minutes_is_the_run_of_as_many_steps(tmp_path, text_file, monkeypatch):
+def test_a_run_of_minutes_is_the_run_of_as_many_steps(tmp_path, text_file, monkeypatch, capsys):
     def logged(*flags: str):
         args = ["--corpus", str(text_file), "--sample-length", "5", "--runs-dir", str(tmp_path), "--device", "cpu"]
         sizes = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "8", "--batch-size", "2"]
@@ -92,6 +94,22 @@ def test_a_run_of_minutes_is_the_run_of_as_many_steps(tmp_path, text_file, monke
     same = ["step", "steps", "train_loss", "val_loss", "tokens", "config", "flags"]
     assert counted[same].tolist() == in_time[same].tolist()
     assert "--steps 18" in in_time["flags"] and "--minutes" not in in_time["flags"]
+    assert capsys.readouterr().out.count("minutes, not 1190: ") == 1  # of the two runs, that which had them
+
+
+@pytest.mark.parametrize(
+    ("took", "step", "said"),
+    [
+        (280, 2.0, "took 4.7 minutes, not 10: the machine was faster than while .* --steps 460 fills"),
+        (900, 1.5, "took 15.0 minutes, not 10: the machine was slower than while .* --steps 100 fills"),
+        (900, 0.5, "--steps 1 fills"),  # all of it went elsewhere
+        (545, 0.5, "^$"),
+        (655, 0.5, "^$"),
+        (500, 60, "^$"),  # whole steps come no closer
+    ],
+)
+def test_a_run_that_misses_its_minutes_says_so_and_what_would_not(took, step, said):
+    assert re.search(said, _off_the_minutes(TrainConfig(minutes=10, steps=300), took, step))
 
 
 def test_the_learning_rate_falls_to_the_end_of_the_steps_that_fit():

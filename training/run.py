@@ -30,6 +30,7 @@ from training.state import Evaluation, State
 
 TRUSTED = "cpu"  # the kind of device that all others are checked against
 LONG = 120  # seconds; a run that takes longer says so before it starts
+FAR = 0.1  # of the minutes that were asked for; a run that misses them by more says why
 
 
 def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: Sequence[str] | None = None) -> None:
@@ -110,6 +111,8 @@ def _train(
     last = state.evaluations[-1]
     print(f"validation loss {last.val_loss:.4f} after {last.seconds:.1f} s of training")
     print(f"logged in {config.loss_csv} as {record.run}; model saved as {record.checkpoint}")
+    if config.minutes:
+        print(_off_the_minutes(config, time.perf_counter() - started, last.seconds / config.steps), end="")
     if record.unsaved:
         raise record.unsaved
     return last
@@ -178,6 +181,19 @@ def _announcement(seconds: float, begun: bool) -> str:
         return f"this will take about {duration} more"
     less = max((choice for choice in (1, 2, 5, 10) if choice < minutes / 2), default=1)
     return f"this will take about {duration}; for less, stop it and start again with --minutes {less}"
+
+
+def _off_the_minutes(config: TrainConfig, took: float, step: float) -> str:
+    """A line where `took` seconds are far from those asked for, with the steps that fit at so many seconds a `step`."""
+    asked = 60 * config.minutes
+    if abs(asked - took) <= max(FAR * asked, 2 * step):  # as close as whole steps come
+        return ""
+    change = "faster" if took < asked else "slower"
+    steps = max(1, config.steps + int((asked - took) / step))
+    return (
+        f"this took {took / 60:.1f} minutes, not {config.minutes:g}: the machine was {change} than while its steps "
+        f"were timed, as when other work ends or begins; at this pace, --steps {steps} fills them\n"
+    )
 
 
 def _sampled_text(model: nn.Module, corpus: Corpus, config: TrainConfig, prompt: Tensor) -> str:
