@@ -120,14 +120,19 @@ def _training_flops(config: TrainConfig, module: ModuleType, parameters: int) ->
         with torch.device("meta"):  # shapes without numbers
             return module.LanguageModel(vocab_size, config)
 
-    def count(vocab_size: int) -> int:
-        return sum(parameter.numel() for parameter in model(vocab_size).parameters())
+    def count(model: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in model.parameters())
 
-    sizes = range(1, 0x110000)
-    vocab_size = sizes[bisect.bisect_left(sizes[:-1], parameters, key=count)]
-    if count(vocab_size) != parameters:
-        return None
+    one, two, three = count(model(1)), count(model(2)), count(model(3))
+
+    def expected(vocab_size: int) -> int:  # a layer grows with the alphabet, a table of it by itself with its square
+        more = vocab_size - 1
+        return one + more * (two - one) + more * (more - 1) // 2 * (three - 2 * two + one)
+
+    vocab_size = 1 + bisect.bisect_left(range(1, 0x10FFFF), parameters, key=expected)
     made = model(vocab_size)
+    if count(made) != parameters:
+        return None
     with FlopCounterMode(display=False) as counter:
         made(torch.zeros(1, config.block_size, dtype=torch.long, device="meta")).sum().backward()
     with FlopCounterMode(display=False) as update_counter:
