@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -56,19 +57,46 @@ class Corpus:
                 f"{block_size} needs at least {block_size + 1}; use a longer text or a smaller --block-size"
             )
 
-    def batch(self, seed: int, step: int, batch_size: int, block_size: int) -> tuple[Tensor, Tensor]:
+    def batch(
+        self, seed: int, step: int, batch_size: int, block_size: int, without_replacement: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Random windows of the train split: inputs and, one character on, targets, int64 (B, T) each.
 
-        They depend on (seed, step) alone, whatever else was drawn before, and are the same on every device.
+        They depend on (seed, step) alone, whatever else was drawn before, and are the same on every device. Without
+        replacement, no window comes again before all of the split has been read.
         """
-        # numpy's SeedSequence mixes the pair, so that neighbouring steps and seeds share nothing
-        rng = np.random.default_rng((seed, step))
-        starts = torch.from_numpy(rng.integers(len(self.train) - block_size, size=(batch_size, 1)))
-        windows = starts + torch.arange(block_size + 1)  # (B, T+1) positions in the text
+        if without_replacement:
+            starts = in_turn(len(self.train), seed, step, batch_size, block_size)
+        else:
+            # numpy's SeedSequence mixes the pair, so that neighbouring steps and seeds share nothing
+            rng = np.random.default_rng((seed, step))
+            starts = rng.integers(len(self.train) - block_size, size=batch_size)
+        windows = torch.from_numpy(starts)[:, None] + torch.arange(block_size + 1)  # (B, T+1) positions in the text
         if cuda := self.train.is_cuda:
             windows = windows.pin_memory()  # a copy from there is the only one that the CPU need not wait for
         ids = self.train[windows.to(self.train.device, non_blocking=cuda)].long()
         return ids[:, :-1], ids[:, 1:]
+
+
+def in_turn(length: int, seed: int, step: int, batch_size: int, block_size: int) -> np.ndarray:
+    """Where the windows of batch number `step` start, (B,): batch by batch through one `reading` after the other."""
+    windows = len(reading(length, seed, 0, block_size))
+    numbers = range(step * batch_size, (step + 1) * batch_size)  # of these windows, counted from the first batch's
+    return np.array([reading(length, seed, n // windows, block_size)[n % windows] for n in numbers])
+
+
+@lru_cache(maxsize=3)  # 8 bytes a window; a batch asks for its own reading and perhaps the next, and for the first
+def reading(length: int, seed: int, number: int, block_size: int) -> np.ndarray:
+    """Where the windows of one reading of `length` characters start, (N,), in the order in which they are read.
+
+    They lie side by side, in an order that is shuffled. The first starts somewhere else in each reading, so that what
+    lay on two sides of a cut comes together in another; for that, up to two windows' worth at the text's ends is left
+    out, in each reading another part of it.
+    """
+    windows = max(1, length // block_size - 1)
+    rng = np.random.default_rng((seed, number, windows))  # three numbers, where random windows have two
+    first = rng.integers(length - windows * block_size)
+    return first + block_size * rng.permutation(windows)
 
 
 def consecutive_windows(ids: Tensor, block_size: int) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,10 @@ NOT_COMPARED = frozenset(
     | {"resume", "skip_device_check", "prompt", "sample_length", "temperature", "top_k"}
 )
 
+# Settings that are younger than the log's first rows, and what they were until then. At that they are left out of the
+# hash, so that earlier rows remain comparable.
+CAME_LATER = {"without_replacement": False}
+
 MAY_BE_ZERO = frozenset(
     {"steps", "minutes", "seed", "warmup_steps", "weight_decay", "beta2", "dropout"}
     | {"sample_length", "temperature", "top_k"}
@@ -40,6 +44,7 @@ class TrainConfig:
     beta2: float = 0.999  # AdamW's memory of squared gradients
     warmup_steps: int = 0  # steps over which the learning rate rises from zero, a tenth of all at most
     decay: bool = False  # let the learning rate fall, after the warm-up, linearly to zero at the last step
+    without_replacement: bool = False  # read no window of the text again before all of it has been read
     eval_interval: int = 500  # steps from one evaluation to the next
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the products; auto takes the faster one
@@ -85,7 +90,10 @@ def _check_range(name: str, value) -> None:
 
 def fingerprint(config: TrainConfig) -> str:
     """Eight hex digits that are equal where two configurations of a rung may be compared."""
-    settings = json.dumps(compared(config), sort_keys=True)
+    younger = CAME_LATER.items()
+    settings = json.dumps(
+        {name: value for name, value in compared(config).items() if (name, value) not in younger}, sort_keys=True
+    )
     return hashlib.sha256(settings.encode("utf-8")).hexdigest()[:8]
 
 

@@ -37,7 +37,8 @@ def train(
     for step in steps:
         started = time.perf_counter()
         seed_dropout(device, config.seed, step, ranks.rank())
-        idx, targets = map(ranks.share, corpus.batch(config.seed, step, config.batch_size, config.block_size))  # (B, T)
+        batch = corpus.batch(config.seed, step, config.batch_size, config.block_size, config.without_replacement)
+        idx, targets = map(ranks.share, batch)  # (B, T)
         model.zero_grad(set_to_none=True)
         parts = list(zip(idx.split(rows), targets.split(rows), strict=True))  # their gradients add up
         for x, y in parts:
