@@ -66,6 +66,48 @@ def test_batches_take_every_window_alike():
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
+def starts_of(corpus: Corpus, batches: int, batch_size: int, block_size: int, seed: int = 0) -> list[int]:
+    """Where the windows of the first batches without replacement start, in the order in which they come."""
+    drawn = [corpus.batch(seed, step, batch_size, block_size, without_replacement=True)[0] for step in range(batches)]
+    return torch.cat(drawn)[:, 0].tolist()
+
+
+def test_without_replacement_the_text_is_read_before_any_of_it_comes_again():
+    corpus = numbered(1003)  # 124 windows of 8 a reading, and 11 characters left over
+    idx, targets = corpus.batch(seed=0, step=0, batch_size=31, block_size=8, without_replacement=True)
+    assert idx.shape == targets.shape == (31, 8)
+    assert torch.equal(targets, idx + 1)
+    starts = starts_of(corpus, batches=4 * 20, batch_size=31, block_size=8)
+    readings = [starts[i : i + 124] for i in range(0, len(starts), 124)]
+    for reading in readings:
+        first = min(reading)
+        assert 0 <= first < 11
+        assert sorted(reading) == list(range(first, first + 992, 8))  # side by side, each of them once
+    assert len({min(reading) for reading in readings}) > 5  # cut elsewhere each time
+    orders = {tuple(start - min(reading) for start in reading) for reading in readings}
+    assert len(orders) == 20 and tuple(range(0, 992, 8)) not in orders
+
+
+def test_without_replacement_the_order_depends_on_the_seed_alone():
+    corpus = numbered(1003)
+    whole = starts_of(corpus, batches=60, batch_size=7, block_size=8)  # in batches that lie across two readings too
+    assert starts_of(corpus, batches=42, batch_size=10, block_size=8) == whole
+    assert starts_of(corpus, batches=60, batch_size=7, block_size=8, seed=1) != whole
+    torch.manual_seed(99)
+    np.random.seed(99)
+    late = corpus.batch(0, 59, 7, 8, without_replacement=True)[0]
+    assert late[:, 0].tolist() == whole[-7:]
+
+
+@given(st.integers(1, 40), st.integers(1, 200), st.integers(1, 30))
+def test_without_replacement_every_text_that_fits_will_do(block_size, more, batch_size):
+    starts = starts_of(numbered(block_size + more), batches=10, batch_size=batch_size, block_size=block_size)
+    assert all(0 <= start < more for start in starts)  # the last target is still of the text
+    windows = max(1, (block_size + more) // block_size - 1)
+    for i in range(0, len(starts), windows):
+        assert len(set(starts[i : i + windows])) == len(starts[i : i + windows])
+
+
 @given(st.integers(2, 300), st.integers(1, 40))
 def test_windows_hold_every_character_but_the_first_once(n, block_size):
     ids = torch.arange(n, dtype=torch.int32)

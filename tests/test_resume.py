@@ -415,6 +415,23 @@ def test_a_checkpoint_from_when_there_was_one_optimizer_goes_on(interrupted, who
     assert_same(interrupted, whole)
 
 
+def test_a_checkpoint_from_before_a_setting_was_there_goes_on(interrupted, whole, text_file):
+    content = load_checkpoint(checkpoint(interrupted))
+    assert content["config"].pop("without_replacement") is False
+    torch.save(content, checkpoint(interrupted))
+    go(interrupted, text_file, "--resume")
+    assert_same(interrupted, whole)
+
+
+def test_a_run_without_replacement_goes_on_in_the_middle_of_a_reading(tmp_path, text_file, at_step, monkeypatch):
+    go(tmp_path / "whole", text_file, "--without-replacement")
+    at_step(6, lambda: signal.raise_signal(signal.SIGINT))
+    assert stopped(tmp_path, text_file, "--without-replacement") == 130
+    monkeypatch.undo()
+    go(tmp_path, text_file, "--without-replacement", "--resume")
+    assert_same(tmp_path, tmp_path / "whole")
+
+
 def put_in_place(folder: Path, said: str) -> None:
     """Rename the checkpoint to what was looked for, as a user might."""
     checkpoint(folder).rename(re.search(r"no checkpoint (\S+\.pt)", said)[1])

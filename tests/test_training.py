@@ -9,7 +9,7 @@ from torch import nn
 
 import bigram
 import gpt
-from data import UserError
+from data import LOSS_CSV, UserError, read_log
 from helper_scripts.models import config_of
 from stages import pre_norm, self_attention
 from training import TrainConfig
@@ -83,14 +83,17 @@ def test_evaluating_more_often_changes_nothing(corpus, small):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
-def test_the_loop_is_adamw_on_the_batches_in_order(corpus, small):
-    config = small(self_attention, steps=5, weight_decay=0.1, learning_rate=1e-2)
+@pytest.mark.parametrize("without_replacement", [False, True])
+def test_the_loop_is_adamw_on_the_batches_in_order(without_replacement, corpus, small):
+    config = small(
+        self_attention, steps=5, weight_decay=0.1, learning_rate=1e-2, without_replacement=without_replacement
+    )
     model, _ = trained(self_attention, corpus, config)
     torch.manual_seed(config.seed)
     other = self_attention.LanguageModel(corpus.tokenizer.vocab_size, config)
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.1, foreach=False)
     for step in range(5):
-        idx, targets = corpus.batch(config.seed, step, config.batch_size, config.block_size)
+        idx, targets = corpus.batch(config.seed, step, config.batch_size, config.block_size, without_replacement)
         log_probabilities = other(idx).log_softmax(dim=-1)
         optimizer.zero_grad()
         (-log_probabilities.gather(-1, targets[..., None]).mean()).backward()
@@ -248,9 +251,17 @@ def test_the_fingerprint_is_of_what_shapes_the_result(tmp_path):
         assert fingerprint(dataclasses.replace(config, **change)) != fingerprint(config)
 
 
+def test_rows_from_before_a_setting_was_there_remain_comparable():
+    rows = read_log(LOSS_CSV)
+    logged = rows.loc[(rows["commit"] == "80bfe8e1") & (rows["flags"] == "--recipe quick"), "config"]
+    assert set(logged) == {fingerprint(config_of("modern --recipe quick", seed=0))}
+    assert fingerprint(config_of("modern --recipe quick --without-replacement", seed=0)) not in set(logged)
+
+
 def test_changed_flags_are_as_typed():
     assert changed_flags(gpt.Config(seed=4)) == ""
     assert changed_flags(gpt.Config(steps=7, decay=False, n_head=2)) == "--steps 7 --no-decay --n-head 2"
+    assert changed_flags(gpt.Config(without_replacement=True)) == "--without-replacement"
     for label in ("gpt --recipe lecture", "gpt --recipe lecture --steps 7 --dropout 0.0", "residual --n-layer 1"):
         assert f"{label.split()[0]} {changed_flags(config_of(label, seed=3))}" == label
 

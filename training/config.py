@@ -20,7 +20,7 @@ NOT_COMPARED = frozenset(
 )
 
 # Settings that are younger than the log's first rows, and what they were until then. At that they are left out of the
-# hash, so that earlier rows remain comparable.
+# hash, so that earlier rows remain comparable and earlier runs can go on.
 CAME_LATER = {"without_replacement": False}
 
 MAY_BE_ZERO = frozenset(

@@ -9,7 +9,7 @@ import torch
 
 from data import UserError
 from training.checkpoint import load_checkpoint
-from training.config import TrainConfig, compared
+from training.config import CAME_LATER, TrainConfig, compared
 from training.state import Evaluation, State
 
 SAME = {  # facts that have to be those of the checkpoint, and what a person calls them
@@ -109,7 +109,7 @@ def _differences(content: dict, config: TrainConfig, facts: dict) -> list[str]:
         for key, name in SAME.items()
         if there.get(key) != here[key]
     ]
-    settings = content["config"]
+    settings = CAME_LATER | content["config"]
     return found + [
         f"{name.replace('_', '-')} {settings.get(name)}, here {value}"
         for name, value in compared(config).items()
