@@ -85,7 +85,7 @@ def in_turn(length: int, seed: int, step: int, batch_size: int, block_size: int)
     return np.array([reading(length, seed, n // windows, block_size)[n % windows] for n in numbers])
 
 
-@lru_cache(maxsize=3)  # 8 bytes a window; a batch asks for its own reading and perhaps the next, and for the first
+@lru_cache(maxsize=3)  # 8 bytes a window each; a batch asks for its own reading and perhaps the next, and for the first
 def reading(length: int, seed: int, number: int, block_size: int) -> np.ndarray:
     """Where the windows of one reading of `length` characters start, (N,), in the order in which they are read.
 
