@@ -5,8 +5,9 @@ characters, where the rungs before saw 8. A model of this size can learn a milli
 silences a fifth of what each part says, at random (Srivastava et al., 2014). And it starts out smaller: weights from
 N(0, 0.02), those that add to the sum smaller still, so that the sum of twelve parts has the size of one (Radford et
 al., 2019). The positions start as waves, in which one step back is the same rotation everywhere (Vaswani et al., 2017),
-and are learned from there. While it writes a text it keeps the keys and values of the characters before, which do not
-change any more: computing the whole context anew for every character would take a dozen times as long.
+and the heads as that rotation: each begins by looking at one of the characters just before, rather than at 256 alike.
+All of it is learned from there. While it writes a text it keeps the keys and values of the characters before, which do
+not change any more: computing the whole context anew for every character would take a dozen times as long.
 
 So large a model also wants other settings: a learning rate that rises at first and falls to zero at the end, weights
 pulled towards zero (weight decay), larger batches. Not all of what this rung gains is gained by size alone.
@@ -31,7 +32,9 @@ LESSON = (  # what differs from stages/pre_norm.py
     "SelfAttention.__init__",
     "SelfAttention.forward",
     "FeedForward.__init__",
+    "frequencies",
     "waves",
+    "look_back",
     "LanguageModel.__init__",
     "LanguageModel.init_weights",
     "LanguageModel.forward",
@@ -40,7 +43,7 @@ LESSON = (  # what differs from stages/pre_norm.py
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    steps: int = 5000  # updates of the weights
+    steps: int = 6370  # updates of the weights: the text thirteen times
     batch_size: int = 8  # sequences in a batch
     block_size: int = 256  # characters of context
     learning_rate: float = 1e-3  # how far a step moves the weights, at its highest
@@ -48,12 +51,13 @@ class Config(TrainConfig):
     beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
     warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
     decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
-    eval_interval: int = 1000  # steps from one evaluation to the next
+    without_replacement: bool = True  # read no window of the text again before all of it has been read
+    eval_interval: int = 2000  # steps from one evaluation to the next
     n_embd: int = 384  # numbers in a character's vector
     n_head: int = 6  # attention heads; they share the width
     n_layer: int = 6  # blocks, one after the other
     dropout: float = 0.2  # share of each part's output that training silences at random
-    recipe: Literal["ours", "lecture", "laptop", "quick"] = "ours"  # settings to start from, in place of these defaults
+    recipe: Literal["ours", "lecture", "short", "laptop", "quick"] = "ours"  # settings to start from, in place of these
 
     RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
         "lecture": {
@@ -64,7 +68,13 @@ class Config(TrainConfig):
             "beta2": 0.999,
             "warmup_steps": 0,
             "decay": False,
+            "without_replacement": False,
             "dropout": 0.2,
+            "eval_interval": 500,
+        },
+        "short": {  # a tenth of the characters, at full size
+            "steps": 500,
+            "without_replacement": False,
             "eval_interval": 500,
         },
         "laptop": {  # a few minutes on one core, for several seeds of every rung from here on
@@ -73,6 +83,7 @@ class Config(TrainConfig):
             "learning_rate": 2e-3,
             "weight_decay": 0.1,
             "warmup_steps": 100,
+            "without_replacement": False,
             "dropout": 0.0,
             "eval_interval": 250,
             "n_embd": 128,
@@ -84,6 +95,7 @@ class Config(TrainConfig):
             "learning_rate": 4e-3,
             "weight_decay": 0.1,
             "warmup_steps": 50,
+            "without_replacement": False,
             "dropout": 0.0,
             "eval_interval": 500,
             "n_embd": 160,
@@ -152,11 +164,30 @@ class Block(nn.Module):
         return x
 
 
+def frequencies(n_embd):
+    """Radians a position by which each of the waves advances, (C / 2,): 1, then ever less, down to 1 / 10,000."""
+    return 10_000 ** (-torch.arange(0, n_embd, 2) / n_embd)
+
+
 def waves(block_size, n_embd):
     """Sines and cosines over the positions, (T, C), 6 to 60,000 positions long (Vaswani et al., 2017)."""
-    frequencies = 10_000 ** (-torch.arange(0, n_embd, 2) / n_embd)  # (C / 2,)
-    angles = torch.arange(block_size)[:, None] * frequencies  # (T, C / 2)
+    angles = torch.arange(block_size)[:, None] * frequencies(n_embd)  # (T, C / 2)
     return rearrange([angles.sin(), angles.cos()], "wave time d -> time (d wave)")[:, :n_embd]  # (T, C)
+
+
+def look_back(qkv, n_head, n):
+    """Have each head begin by looking at one character before: head h, of 0 to H - 1, at the one h + 1 before.
+
+    qkv (3C, C) is changed in place. Keys begin with the first n numbers, the fastest n / 2 waves, which tell neighbours
+    apart best; queries with the same waves as they were h + 1 positions ago.
+    """
+    queries, keys, _ = rearrange(qkv, "(qkv head d) c -> qkv head d c", qkv=3, head=n_head)  # (H, D, C) each
+    for back, (query, key) in enumerate(zip(queries, keys, strict=True), start=1):
+        angles = back * frequencies(qkv.shape[1])[: n // 2]
+        sin, cos = angles.sin(), angles.cos()  # sin(t - a) = cos(a) sin(t) - sin(a) cos(t), and so for the cosine
+        turns = rearrange([cos, -sin, sin, cos], "(new old) wave -> wave new old", new=2)
+        query[:n, :n] += torch.block_diag(*turns)
+        key[:n, :n] += torch.eye(n)
 
 
 class LanguageModel(nn.Module):
@@ -177,7 +208,12 @@ class LanguageModel(nn.Module):
             elif parameter.dim() == 2:  # the LayerNorms' gains stay at one
                 adds_to_the_sum = name.endswith(("proj.weight", "net.2.weight"))  # 2 in each block
                 nn.init.normal_(parameter, std=0.02 / (2 * config.n_layer) ** 0.5 if adds_to_the_sum else 0.02)
+        n = min(config.n_embd // config.n_head, config.n_embd // 2) // 2 * 2  # numbers that tell heads where they are
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
+        self.token_embedding.weight.data[:, :n] = 0  # which characters, to begin with, leave alone
         self.position_embedding.weight.data.copy_(0.2 * waves(config.block_size, config.n_embd))
+        for block in self.blocks:
+            look_back(block.attention.qkv.weight.data, config.n_head, n)
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""

@@ -33,7 +33,7 @@ LESSON = (  # what differs from swiglu.py
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    steps: int = 5000  # updates of the weights
+    steps: int = 6370  # updates of the weights: the text thirteen times
     batch_size: int = 8  # sequences in a batch
     block_size: int = 256  # characters of context
     learning_rate: float = 1e-3  # how far a step moves the weights, at its highest
@@ -41,12 +41,13 @@ class Config(TrainConfig):
     beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
     warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
     decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
-    eval_interval: int = 1000  # steps from one evaluation to the next
+    without_replacement: bool = True  # read no window of the text again before all of it has been read
+    eval_interval: int = 2000  # steps from one evaluation to the next
     n_embd: int = 384  # numbers in a character's vector
     n_head: int = 6  # attention heads; they share the width
     n_layer: int = 6  # blocks, one after the other
     dropout: float = 0.2  # share of each part's output that training silences at random
-    recipe: Literal["ours", "lecture", "laptop", "quick"] = "ours"  # settings to start from, in place of these defaults
+    recipe: Literal["ours", "lecture", "short", "laptop", "quick"] = "ours"  # settings to start from, in place of these
 
     PAIRS: ClassVar = True  # a head's numbers come in pairs, so there has to be an even number of them
     RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
@@ -58,7 +59,13 @@ class Config(TrainConfig):
             "beta2": 0.999,
             "warmup_steps": 0,
             "decay": False,
+            "without_replacement": False,
             "dropout": 0.2,
+            "eval_interval": 500,
+        },
+        "short": {  # a tenth of the characters, at full size
+            "steps": 500,
+            "without_replacement": False,
             "eval_interval": 500,
         },
         "laptop": {  # a few minutes on one core, for several seeds of every rung from here on
@@ -67,6 +74,7 @@ class Config(TrainConfig):
             "learning_rate": 2e-3,
             "weight_decay": 0.1,
             "warmup_steps": 100,
+            "without_replacement": False,
             "dropout": 0.0,
             "eval_interval": 250,
             "n_embd": 128,
@@ -78,6 +86,7 @@ class Config(TrainConfig):
             "learning_rate": 4e-3,
             "weight_decay": 0.1,
             "warmup_steps": 50,
+            "without_replacement": False,
             "dropout": 0.0,
             "eval_interval": 500,
             "n_embd": 160,

@@ -137,6 +137,25 @@ def test_rung_8_is_the_plain_gpt(gpt_and_reference):
         same(block.attention.qkv.weight.grad, torch.cat(parts))
 
 
+@pytest.mark.parametrize("flags", [{}, {"n_head": 8, "n_embd": 128}, {"n_head": 1}], ids=str)
+def test_the_heads_of_rung_8_start_out_looking_at_the_characters_just_before(flags):
+    config = gpt.Config(n_layer=1, **flags)
+    torch.manual_seed(0)
+    model = gpt.LanguageModel(65, config).eval()
+    text = torch.randint(65, (1, 64), generator=torch.Generator().manual_seed(1))
+    attention, size = model.blocks[0].attention, config.n_embd // config.n_head
+    with torch.no_grad():
+        x = model.blocks[0].norm1(model.token_embedding(text) + model.position_embedding.weight[:64])[0]
+        queries, keys, _ = attention.qkv.weight.split(config.n_embd)
+        for head in range(config.n_head):
+            rows = slice(head * size, (head + 1) * size)
+            scores = (x @ queries[rows].T) @ (x @ keys[rows].T).T / size**0.5  # row: who looks
+            weights = scores.masked_fill(torch.ones(64, 64).triu(1) > 0, float("-inf")).softmax(dim=1)
+            by_distance = [weights.diagonal(-distance).mean().item() for distance in range(32)]
+            assert by_distance.index(max(by_distance)) == head + 1
+            assert max(by_distance) > 0.15  # where a head that looks everywhere alike gives about 1/32
+
+
 def test_the_sampled_loss_estimates_the_exact_one(gpt_and_reference, corpus):
     model, reference, _ = gpt_and_reference
     exact = exact_loss(model, corpus.train, T)

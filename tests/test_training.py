@@ -10,7 +10,8 @@ from torch import nn
 import bigram
 import gpt
 from data import LOSS_CSV, UserError, read_log
-from helper_scripts.models import config_of
+from helper_scripts.models import config_of, rungs_of
+from helper_scripts.results import NOW_TYPED, load_results
 from stages import pre_norm, self_attention
 from training import TrainConfig
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -258,10 +259,18 @@ def test_rows_from_before_a_setting_was_there_remain_comparable():
     assert fingerprint(config_of("modern --recipe quick --without-replacement", seed=0)) not in set(logged)
 
 
+def test_rows_whose_settings_now_take_other_flags_are_of_those_settings():
+    for (_, config), flags in NOW_TYPED.items():
+        assert {fingerprint(config_of(f"{rung} {flags}", seed=0)) for rung in ("gpt", "modern")} == {config}
+    short = load_results(LOSS_CSV, budget="short")
+    assert {rung.split()[0] for rung in short.order} == {rung.split()[0] for rung in rungs_of("short")}
+
+
 def test_changed_flags_are_as_typed():
     assert changed_flags(gpt.Config(seed=4)) == ""
     assert changed_flags(gpt.Config(steps=7, decay=False, n_head=2)) == "--steps 7 --no-decay --n-head 2"
-    assert changed_flags(gpt.Config(without_replacement=True)) == "--without-replacement"
+    assert changed_flags(pre_norm.Config(without_replacement=True)) == "--without-replacement"
+    assert changed_flags(gpt.Config(without_replacement=False)) == "--no-without-replacement"
     for label in ("gpt --recipe lecture", "gpt --recipe lecture --steps 7 --dropout 0.0", "residual --n-layer 1"):
         assert f"{label.split()[0]} {changed_flags(config_of(label, seed=3))}" == label
 
