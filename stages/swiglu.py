@@ -28,7 +28,7 @@ LESSON = (  # what differs from qk_norm.py
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    steps: int = 6370  # updates of the weights: the text thirteen times
+    steps: int = 5880  # updates of the weights: the text twelve times
     batch_size: int = 8  # sequences in a batch
     block_size: int = 256  # characters of context
     learning_rate: float = 1e-3  # how far a step moves the weights, at its highest
