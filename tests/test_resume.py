@@ -183,7 +183,7 @@ def test_a_reader_that_has_gone(tmp_path, text_file):
 
 
 @given(
-    recipe=st.sampled_from(["ours", "lecture"]),
+    recipe=st.sampled_from(["ours", "lecture", "short"]),
     changes=st.fixed_dictionaries(
         {},
         optional={
@@ -202,6 +202,16 @@ def test_the_advice_means_the_settings(recipe, changes):
     config = dataclasses.replace(gpt.Config(**gpt.Config.RECIPES.get(recipe, {}), recipe=recipe), **changes)
     words = shlex.split(as_typed(ROOT / "gpt.py", config))
     assert parse(gpt.Config, "", words[2:]) == config
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps a folder that somebody is in")
+def test_a_folder_that_is_gone_leaves_the_advice_whole(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    words = shlex.split(as_typed(ROOT / "gpt.py", gpt.Config(steps=7)))
+    assert words == ["python", str(ROOT / "gpt.py"), "--steps", "7"]
 
 
 def threads() -> dict[str, str]:

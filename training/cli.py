@@ -55,8 +55,10 @@ def _recipe(config_type, args: Sequence[str] | None) -> dict:
 
 def as_typed(script: Path, config: TrainConfig) -> str:
     """The command line that starts `script` with `config`, from the folder that the user is in."""
-    here = Path.cwd()
-    path = script.relative_to(here) if script.is_relative_to(here) else script
+    try:
+        path = script.relative_to(Path.cwd())
+    except (ValueError, FileNotFoundError):  # that is elsewhere, or gone
+        path = script
     start = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"] if ranks.launched() else ["python"]
     return (subprocess.list2cmdline if os.name == "nt" else shlex.join)([*start, str(path), *all_flags(config)])
 
