@@ -11,11 +11,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, and tw
 
 import pytest
 import torch
+from hypothesis import settings
 
 from data import Corpus, load_corpus
 from stages import LADDER
 
 ROOT = Path(__file__).resolve().parent.parent
+
+settings.register_profile("untimed", deadline=None)  # a slow machine is no failure
+settings.load_profile("untimed")
 
 
 def rung_id(module) -> str:
