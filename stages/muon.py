@@ -8,7 +8,7 @@ iteration); in a small size they make a step a third longer. The updates are sca
 2025), so one learning rate serves both, and embedding, output and gains stay with AdamW. The matrices that add to the
 sum start at zero: each block starts out saying nothing.
 
-In the curve: nearly as large a step as rotary positions were, 0.15 in a small size, all of it in the first quarter.
+In the curve: the largest step of these rungs, 0.15 in a small size, all of it in the first quarter.
 """
 
 from dataclasses import dataclass
