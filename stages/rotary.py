@@ -6,8 +6,8 @@ grows with the position, each pair at a speed of its own. The product of two tur
 their angles alone: a score tells how far back a character is, not where it stands. So what is learned at one place
 holds at every other, there is no table to learn, and a text can go on past the context without being read anew.
 
-In the curve: level with rung 8, whose heads begin by looking at the characters just before. Over heads that have to find
-these first, it gained 0.17 in a small size.
+In the curve: level with rung 8, whose heads begin by looking at the characters just before. Over heads that had to
+find those first, it gained 0.17 in a small size.
 """
 
 from dataclasses import dataclass
