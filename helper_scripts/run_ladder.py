@@ -1,7 +1,7 @@
 """Train rungs with several seeds, as many runs at a time as there are cores, then draw the plot and print the table.
 
 Without names: all rungs of the budget. Its own settings are for rungs 1 to 7, since those above take an hour or more
-with them; --budget laptop trains these in a small size, --budget short in their own for a tenth of the steps. A name
+with them; --budget laptop trains these in a small size, --budget short in their own size for 500 steps. A name
 may bring flags, in quotes: "residual --n-layer 1".
 What the log has already, with the same settings, seed, text, code and torch, is not trained again unless --again asks
 for it; what was stopped is gone on with. Each run has one thread: small rungs are bound by the overhead of calls and

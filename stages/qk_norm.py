@@ -54,7 +54,7 @@ class Config(TrainConfig):
             "dropout": 0.2,
             "eval_interval": 500,
         },
-        "short": {  # a tenth of the characters, at full size
+        "short": {  # at full size, for as many characters as the text has
             "steps": 500,
             "without_replacement": False,
             "eval_interval": 500,
