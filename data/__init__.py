@@ -1,6 +1,7 @@
-"""Text on its way to a model: where it comes from, its tokenizer, its batches, and the log of losses."""
+"""The text, its tokenizer, its batches, and the log of losses."""
 
-from data.corpus import IGNORE, Corpus, consecutive_windows
+from data.batches import IGNORE, consecutive_windows
+from data.corpus import Corpus
 from data.errors import UserError
 from data.loss_log import LOSS_CSV, LossLog, has_rows, read_log
 from data.sources import load_corpus

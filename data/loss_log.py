@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import math
 import os
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -17,12 +19,12 @@ LOSS_CSV = Path(__file__).resolve().parent / "loss_gpt_pd.csv"
 
 COLUMNS = {
     "run": str,  # one training run: rung, seed, start time (UTC), four random digits
-    "experiment": str,  # the rung's module name
+    "rung": str,  # its file's name
     "seed": int,
     "step": int,  # updates done when this row was measured
     "steps": int,  # updates the run is to do in all
-    "train_loss": float,  # nats a character on the first 10% of the text, exact
-    "val_loss": float,  # nats a character on the last 10% of the text, exact
+    "train_loss": float,  # nats per character on the start of the train split, as long as the validation split, exact
+    "val_loss": float,  # nats per character on the validation split, exact
     "tokens": int,  # characters trained on so far, repeats counted
     "seconds": float,  # spent training so far, evaluations not counted
     "parameters": int,
@@ -30,12 +32,15 @@ COLUMNS = {
     "precision": str,
     "corpus": str,
     "corpus_sha256": str,  # its first 12 digits
-    "config": str,  # hash of every setting that shapes the result; runs are comparable only where it is equal
+    "config": str,  # hash of every setting that shapes the result
     "flags": str,  # those of these settings that are not the rung's own defaults; empty for a plain run
-    "commit": str,  # of the code; a trailing + means changes that were not committed, or made while the run was stopped
+    "rung_code": str,  # hash of the rung's code, without its settings, docstrings and comments
+    "shared_code": str,  # hash of the shared code that shapes a result (training/provenance.py)
+    "commit": str,  # of the repository; a trailing + means uncommitted changes
     "torch": str,
+    "processor": str,  # its model, and whether it has native bf16
+    "threads": int,  # of torch, in each process
 }
-
 
 TAIL = 1 << 16  # bytes at the end of the file that hold the last line for certain
 
@@ -79,6 +84,10 @@ class LossLog:
         """Open the file alone, look whether it is whole, and call `action` with it; leave no empty file behind."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.path.exists() and not self.path.is_file():
+                raise OSError(errno.EINVAL, "it is not a file that rows can be added to")
+            with tempfile.TemporaryFile(dir=self.path.parent):  # where no file can be made, filelock waits for ever
+                pass
             with self._lock:
                 is_new = not self.path.exists()
                 try:
@@ -100,7 +109,7 @@ class LossLog:
         if end == 0:
             return
         file.seek(0)
-        _check_header(self.path, file.readline().decode("utf-8", "replace").strip())
+        _check_header(self.path, file.readline().decode("utf-8-sig", "replace").strip())
         file.seek(max(0, end - TAIL))
         last = file.read().decode("utf-8", "replace").splitlines(keepends=True)[-1]
         if not _is_whole(last):
@@ -114,10 +123,13 @@ def has_rows(path: Path) -> bool:
 
 
 def read_log(path: Path) -> pd.DataFrame:
-    """The log as a table with typed columns. Raises UserError, naming the line, for one that is damaged."""
+    """The log as a table with typed columns. Raises UserError, naming the line, for one that is damaged.
+
+    A row that is there twice, as after two logs were merged, counts once.
+    """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" begins with a byte-order mark
             header = file.readline()
             body = file.read()
     except FileNotFoundError:
@@ -133,11 +145,14 @@ def read_log(path: Path) -> pd.DataFrame:
             raise UserError(_torn(path, number))
         for (name, kind), value in zip(COLUMNS.items(), _fields(line), strict=True):
             try:
-                if kind is not str and not abs(kind(value)) < 2**63:  # nan, inf, and what fits no column
+                if kind is float and not math.isfinite(float(value)):
+                    raise ValueError(value)
+                if kind is int and not (value.isdecimal() and int(value) < 2**63):
                     raise ValueError(value)
             except ValueError:
-                raise UserError(f"line {number} of {path} has {value!r} as its {name}; mend or delete it") from None
-    return pd.read_csv(io.StringIO(header + body), dtype=COLUMNS, keep_default_na=False)
+                raise UserError(f"line {number} of {path} has {value!r} as its {name}; correct or delete it") from None
+    rows = pd.read_csv(io.StringIO(header + body), dtype=COLUMNS, keep_default_na=False)
+    return rows.drop_duplicates(["run", "step"], keep="last").reset_index(drop=True)
 
 
 def _check_header(path: Path, header: str) -> None:
@@ -160,4 +175,4 @@ def _is_whole(line: str) -> bool:
 
 
 def _torn(path: Path, line: int) -> str:
-    return f"line {line} of {path} is torn: not {len(COLUMNS)} fields and a line break; mend or delete that line"
+    return f"line {line} of {path} is torn: not {len(COLUMNS)} fields and a line break; correct or delete that line"

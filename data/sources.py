@@ -1,4 +1,4 @@
-"""Where the text comes from: a file, the network, or, where that is closed, Python's own documentation."""
+"""Where the text comes from: a file, the network, or, without a network, Python's own documentation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import importlib
+import os
 import shutil
 import sys
 import tempfile
@@ -35,17 +36,18 @@ TIMEOUT = 10  # seconds without an answer before an attempt counts as failed
 LIMIT = 120  # seconds for all attempts together, however slowly something comes in
 
 
-def load_corpus(which: str = "auto", *, data_dir: Path = DATA_DIR, url: str = URL) -> Corpus:
+def load_corpus(which: str = "auto", holdout: bool = False, *, data_dir: Path = DATA_DIR, url: str = URL) -> Corpus:
     """The corpus that `--corpus` names.
 
     "auto": `input.txt` in `data_dir`, else the same file fetched from `url`, else, with a warning, the offline text.
     "pydoc": the offline text. Anything else: the path of a UTF-8 text file.
+    holdout: leave the validation split unread; the last tenth of the train split takes its place (`split_ids`).
     Raises UserError for a file that is missing, unreadable, empty or not UTF-8.
     """
     if which == "pydoc":
-        return _pydoc()
+        return _pydoc(holdout)
     if which != "auto":
-        return _from_file(Path(which), data_dir)
+        return _from_file(Path(which), data_dir, holdout)
     path = data_dir / FILE
     if not path.exists():
         try:
@@ -55,11 +57,11 @@ def load_corpus(which: str = "auto", *, data_dir: Path = DATA_DIR, url: str = UR
             print(
                 f"WARNING: Tiny Shakespeare could not be fetched ({type(reason).__name__}: {first_line:.120})\n"
                 "WARNING: training on Python's own documentation instead. Losses are not comparable; the log says so.\n"
-                f"WARNING: to mend it, put input.txt into {data_dir}: {url}{FILE}",
+                f"WARNING: for Tiny Shakespeare, put input.txt into {data_dir}: {url}{FILE}",
                 file=sys.stderr,
             )
-            return _pydoc()
-    return _from_file(path, data_dir)
+            return _pydoc(holdout)
+    return _from_file(path, data_dir, holdout)
 
 
 def _fetch(data_dir: Path, url: str) -> None:
@@ -74,7 +76,7 @@ def _fetch(data_dir: Path, url: str) -> None:
 
 
 class _LimitedBar(tqdm):
-    """A progress bar that loses patience."""
+    """A progress bar that raises requests.Timeout after LIMIT seconds."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
@@ -89,7 +91,7 @@ class _LimitedBar(tqdm):
         super().update(n)
 
 
-def _from_file(path: Path, scratch_dir: Path) -> Corpus:
+def _from_file(path: Path, scratch_dir: Path, holdout: bool) -> Corpus:
     """Read twice, in pieces, once for the alphabet and once for the ids, so that memory holds the ids alone."""
     digest, length = hashlib.sha256(), 0
 
@@ -109,8 +111,14 @@ def _from_file(path: Path, scratch_dir: Path) -> Corpus:
     sha256 = digest.hexdigest()
     if again.hexdigest() != sha256:
         raise UserError(f"the corpus {path} changed while it was read; start again")
-    name = TINY_SHAKESPEARE if sha256 == SHA256 else " ".join(path.name.split())  # one line of a CSV
-    return Corpus.from_ids(name, sha256, tokenizer, torch.from_numpy(ids))
+    name = TINY_SHAKESPEARE if sha256 == SHA256 else f"{_printable(path.name)} ({sha256[:6]})"
+    return Corpus.from_ids(name, sha256, tokenizer, torch.from_numpy(ids), holdout)
+
+
+def _printable(name: str) -> str:
+    """A file's name as text that any CSV and terminal can bear: undecodable bytes and control characters escaped."""
+    name = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
 
 
 def _pieces(path: Path, digest=None) -> Iterator[str]:
@@ -146,11 +154,11 @@ def _room_for_ids(length: int, dtype: type, scratch_dir: Path) -> np.ndarray:
         raise UserError(f"cannot keep {length:,} ids in a file in {scratch_dir}: {error.strerror}") from None
 
 
-def _pydoc() -> Corpus:
+def _pydoc(holdout: bool) -> Corpus:
     """The help texts that every CPython brings, some half a million characters; each Python version has its own."""
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
         raise UserError("this Python comes without pydoc_data, the offline corpus; give --corpus a text file") from None
     text = "\n\n".join(topics[name] for name in sorted(topics))
-    return Corpus.from_text("pydoc", hashlib.sha256(text.encode("utf-8")).hexdigest(), text)
+    return Corpus.from_text("pydoc", hashlib.sha256(text.encode("utf-8")).hexdigest(), text, holdout)

@@ -1,4 +1,4 @@
-"""The ladder: every rung's module, in the order in which one would climb. A file named here is a rung everywhere."""
+"""The ladder: every rung's module, in order. A file named here is a rung everywhere."""
 
 LADDER = (
     "bigram",
@@ -14,5 +14,8 @@ LADDER = (
     "stages.qk_norm",
     "stages.swiglu",
     "stages.muon",
+    "stages.value_residual",
     "stages.modern",
+    # beside the ladder: each names the rung that it is compared with as AFTER
+    "stages.previous_token",
 )

@@ -1,170 +1,79 @@
-"""Rung 14, modern: all of it, the values of the first block in every block, and a look at the characters just before.
+"""Rung 15, modern: a short causal convolution before each sub-layer; with it, all of the above.
 
-What is new: two parts, both about what need not be found out again. Attention and feed-forward no longer work on a
-character's vector alone: each number becomes a weighted sum of itself and the same number of the three characters
-before, with weights that are learned (a short causal convolution: So et al., 2021; Allen-Zhu, 2025). That a "t" came
-just before an "h" is no longer for a head to find out, and heads are free to look further.
+What is new: before attention and before the feed-forward, each channel becomes a learned weighted sum of itself and of
+the same channel of the three characters before (So et al., 2021; Allen-Zhu, 2025). That a "t" came just before an "h"
+no longer has to be found by a head, and heads are free to attend further back.
 
-And the values that attention gathers are a mixture of the block's own and the first block's (value residual: Zhou et
-al., 2024), in two shares that each block learns. The first block's values tell of a character and the three before it,
-and of nothing else. Further up, that is one part of a growing sum; so attention can still gather it undiluted.
-
-In the curve: 0.030 in a small size, and 1.47 in twelve minutes on two cores (--recipe quick). These parts are what was
-left of ten candidates; notes.md has the others.
+In the curve: a gain as soon as training starts. Of ten candidates, this part and the value residual were those that
+helped (docs/log.md has the others).
 """
-
-from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from training import TrainConfig, run
+from training import ScaledConfig, run
 from training.cache import Cache
 from training.dropout import Dropout
+from training.optimizers import adamw
 
-LESSON = (  # what differs from muon.py
-    "SelfAttention",
-    "SelfAttention.__init__",
-    "SelfAttention.forward",
-    "Nearby",
-    "Block",
-    "Block.__init__",
-    "Block.forward",
-    "LanguageModel.__init__",
-    "LanguageModel.init_weights",
-    "LanguageModel.forward",
-)
+LESSON = ("ShortConv", "Block.__init__", "Block.forward")  # what differs from value_residual.py
 
 
-@dataclass(frozen=True)
-class Config(TrainConfig):
-    steps: int = 5880  # updates of the weights: the text twelve times
-    batch_size: int = 8  # sequences in a batch
-    block_size: int = 256  # characters of context
-    learning_rate: float = 1e-3  # how far a step moves the weights, at its highest
-    weight_decay: float = 0.4  # how strongly the weights are pulled towards zero
-    beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
-    warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
-    decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
-    without_replacement: bool = True  # read no window of the text again before all of it has been read
-    eval_interval: int = 2000  # steps from one evaluation to the next
-    n_embd: int = 384  # numbers in a character's vector
-    n_head: int = 6  # attention heads; they share the width
-    n_layer: int = 6  # blocks, one after the other
-    dropout: float = 0.2  # share of each part's output that training silences at random
-    recipe: Literal["ours", "lecture", "short", "laptop", "quick"] = "ours"  # settings to start from, in place of these
-
-    PAIRS: ClassVar = True  # a head's numbers come in pairs, so there has to be an even number of them
-    RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
-        "lecture": {
-            "steps": 5000,
-            "batch_size": 64,
-            "learning_rate": 3e-4,
-            "weight_decay": 0.01,
-            "beta2": 0.999,
-            "warmup_steps": 0,
-            "decay": False,
-            "without_replacement": False,
-            "dropout": 0.2,
-            "eval_interval": 500,
-        },
-        "short": {  # at full size, for as many characters as the text has
-            "steps": 500,
-            "without_replacement": False,
-            "eval_interval": 500,
-        },
-        "laptop": {  # a few minutes on one core, for several seeds of every rung from here on
-            "steps": 1000,
-            "block_size": 128,
-            "learning_rate": 2e-3,
-            "weight_decay": 0.1,
-            "warmup_steps": 100,
-            "without_replacement": False,
-            "dropout": 0.0,
-            "eval_interval": 250,
-            "n_embd": 128,
-            "n_head": 4,
-            "n_layer": 4,
-        },
-        "quick": {  # some ten minutes on two cores, and what a model of a size for that can learn in it
-            "steps": 1000,
-            "learning_rate": 4e-3,
-            "weight_decay": 0.1,
-            "warmup_steps": 50,
-            "without_replacement": False,
-            "dropout": 0.0,
-            "eval_interval": 500,
-            "n_embd": 160,
-            "n_head": 5,
-            "n_layer": 6,
-        },
-    }
+class Config(ScaledConfig):
+    """Rung 8's settings."""
 
 
-def angles(block_size, d):
-    """How far each position turns each pair of d numbers, (T, D / 2): 1 radian a character, then ever less."""
-    speeds = 10_000 ** (-torch.arange(0, d, 2) / d)  # (D / 2,)
-    return torch.arange(block_size)[:, None] * speeds  # (T, D / 2)
+def rotary_angles(block_size, d):
+    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
 
 
-def turn(x, by):
-    """Every pair of numbers an arrow, turned by an angle: x (B, H, T, D), by (T, D / 2) -> (B, H, T, D).
-
-    Pair i is numbers i and i + D / 2; which go together does not matter, since the projections before are learned.
-    """
-    cos, sin = by.cos().to(x.dtype), by.sin().to(x.dtype)
-    a, b = rearrange(x, "batch head time (xy pair) -> xy batch head time pair", xy=2)  # where each arrow points
-    return rearrange([a * cos - b * sin, a * sin + b * cos], "xy batch head time pair -> batch head time (xy pair)")
+def apply_rotary(x, cos, sin):
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (T, D / 2)."""
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
 
 
 class SelfAttention(nn.Module):
-    """Each position gathers what it needs from itself and those before it: (B, T, C) -> (B, T, C).
-
-    Also takes the first block's values, (B, H, T, D), and returns them; the first block, given None, its own.
-    """
+    """Each position takes a weighted mean of the values up to its own: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # lets the heads' findings mix
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # query, key and value in one matmul
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads' results
         self.q_norm = nn.RMSNorm(config.n_embd // config.n_head)
         self.k_norm = nn.RMSNorm(config.n_embd // config.n_head)
-        self.shares = nn.Parameter(torch.tensor([0.5, 0.5]))  # of the first block's values, and of its own
+        self.value_lambdas = nn.Parameter(torch.tensor([0.5, 0.5]))  # weights of the first block's values and its own
         self.dropout = Dropout(config.dropout)
         self.cache = Cache(window=config.block_size)
-        future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
-        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
-        self.register_buffer("angles", angles(config.block_size, config.n_embd // config.n_head), persistent=False)
 
-    def forward(self, x, first):
+    def forward(self, x, first_values, mask, cos, sin):
         T = x.shape[1]
-        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H
+        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        first = v if first is None else first
-        v = self.shares[0] * first + self.shares[1] * v
-        q, k = self.q_norm(q), self.k_norm(k)  # each of length sqrt(D), but for a gain
-        k, v = self.cache(k, v)  # (B, H, S, D), and S = T; but while sampling, S counts those before as well
-        S = k.shape[2]
-        q, k = turn(q, self.angles[S - T : S]), turn(k, self.angles[:S])  # only how far apart they are will count
-        # of numbers of variance 1, a sum of D products has variance D: scaled back, so that softmax starts out soft
+        first_values = v if first_values is None else first_values  # (B, H, T, D), None in the first block itself
+        v = self.value_lambdas[0] * first_values + self.value_lambdas[1] * v
+        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; in fp32 like its gains
+        k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
+        q, k = apply_rotary(q, cos[-T:], sin[-T:]), apply_rotary(k, cos, sin)  # scores now depend on distances alone
+        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-        scores = scores + self.future[S - T : S, :S].to(scores.dtype)  # minus infinity, which softmax makes 0
-        weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1
+        weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
-        return self.dropout(self.proj(x)), first  # (B, T, C), (B, H, T, D)
+        return self.dropout(self.proj(x)), first_values  # (B, T, C), (B, H, T, D)
 
 
 class FeedForward(nn.Module):
-    """Each position for itself works on what it has: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
-        hidden = 8 * config.n_embd // 3  # three matrices of 8/3 C are as large as two of 4C
-        self.up = nn.Linear(config.n_embd, 2 * hidden, bias=False)  # the gate and what it lets pass, in one product
+        hidden = 8 * config.n_embd // 3  # three matrices of 8/3 C have the parameters of two of 4 C
+        self.up = nn.Linear(config.n_embd, 2 * hidden, bias=False)  # the gate and what it gates in one matmul
         self.down = nn.Linear(hidden, config.n_embd, bias=False)
         self.dropout = Dropout(config.dropout)
 
@@ -174,24 +83,24 @@ class FeedForward(nn.Module):
         return self.dropout(self.down(x))  # (B, T, C)
 
 
-class Nearby(nn.Module):
-    """Each number a weighted sum of itself and the same one of the three characters before: (B, T, C) -> (B, T, C)."""
+class ShortConv(nn.Module):
+    """Each channel becomes a weighted sum of itself and of the three characters before: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
-        self.shares = nn.Parameter(torch.zeros(4, config.n_embd))  # of each number; row: from how many characters back
-        nn.init.ones_(self.shares[0])  # to begin with, each character by itself
-        self.before = Cache(window=config.block_size + 3, dim=1)
+        self.weight = nn.Parameter(torch.zeros(4, config.n_embd))  # row: how many characters back; a weight a channel
+        nn.init.ones_(self.weight[0])  # at the start, each character by itself
+        self.cache = Cache(window=config.block_size + 3, dim=1)
 
     def forward(self, x):
         T = x.shape[1]
-        (x,) = self.before(x)  # (B, T, C), but while sampling with those before as well
-        x = F.pad(x, (0, 0, 3, 0))[:, -(T + 3) :]  # (B, 3 + T, C): before the first there is nothing
-        return sum(share * x[:, 3 - back : 3 - back + T] for back, share in enumerate(self.shares))  # (B, T, C)
+        (x,) = self.cache(x)  # (B, T, C), but while generating with the cached characters too
+        x = F.pad(x, (0, 0, 3, 0))[:, -(T + 3) :]  # (B, 3 + T, C), zeros before the first character
+        return sum(weight * x[:, 3 - back : 3 - back + T] for back, weight in enumerate(self.weight))  # (B, T, C)
 
 
 class Block(nn.Module):
-    """Communication, then computation: (B, T, C) -> (B, T, C), and the first block's values handed on."""
+    """Communication, then computation: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -199,40 +108,37 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
         self.norm1 = nn.RMSNorm(config.n_embd)
         self.norm2 = nn.RMSNorm(config.n_embd)
-        self.nearby1 = Nearby(config)
-        self.nearby2 = Nearby(config)
+        self.conv1 = ShortConv(config)
+        self.conv2 = ShortConv(config)
 
-    def forward(self, x, first):
-        heard, first = self.attention(self.nearby1(self.norm1(x)), first)
-        x = x + heard
-        x = x + self.feed_forward(self.nearby2(self.norm2(x)))
-        return x, first
+    def forward(self, x, first_values, mask, cos, sin):
+        attended, first_values = self.attention(self.conv1(self.norm1(x)), first_values, mask, cos, sin)
+        x = x + attended
+        x = x + self.feed_forward(self.conv2(self.norm2(x)))
+        return x, first_values
 
 
-def orthogonal(x):
+def newton_schulz(x):
     """Matrices x (N, R, C), their singular values brought close to one, their singular vectors kept.
 
-    Each round applies the odd polynomial a s + b s^3 + c s^5 to every singular value s at once. It is steep at zero, so
-    that small ones grow fast, and wanders about one from there on (Jordan et al., 2024). What is at least 1/500 of x's
-    norm ends up between 0.68 and 1.20.
+    Each iteration applies a s + b s^3 + c s^5 to all singular values s: steep at zero, so that small ones grow fast, and
+    near one from there on (Jordan et al., 2024). Those above 1/500 of x's norm end up between 0.68 and 1.20.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x  # the product with itself is then the smaller one of two
+    x = x.mT if tall else x  # x @ x.mT is then the smaller of the two Gram matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above one
     for _ in range(5):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: for the matrices inside a network. In fp32, where torch.optim.Muon works in bf16."""
+    """Momentum, orthogonalised, for matrices; of a group's `stacked` ones, stored as one, each by itself."""
 
-    REMEMBERS = ("momentum_buffer",)  # of each matrix, for whoever saves a run
-
-    def __init__(self, matrices, lr=1e-3, weight_decay=0.0, momentum=0.95):
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
+    def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
 
     @torch.no_grad()
     def step(self):
@@ -242,11 +148,11 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-                ahead = matrix.grad.lerp(mean, group["momentum"])  # Nesterov's: where the mean is going
-                ahead = orthogonal(rearrange(ahead, "(n row) column -> n row column", n=group["stacked"]))
-                size = 0.2 * max(ahead.shape[1:]) ** 0.5  # its root mean square is then 0.2, about AdamW's
+                update = matrix.grad.lerp(mean, group["momentum"])  # Nesterov momentum
+                update = newton_schulz(rearrange(update, "(n row) column -> n row column", n=group["stacked"]))
+                scale = 0.2 * max(update.shape[1:]) ** 0.5  # its root mean square is then 0.2, about AdamW's
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(rearrange(ahead, "n row column -> (n row) column"), alpha=-group["lr"] * size)
+                matrix.add_(rearrange(update, "n row column -> (n row) column"), alpha=-group["lr"] * scale)
 
 
 class LanguageModel(nn.Module):
@@ -257,37 +163,41 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.RMSNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("causal_mask", causal_mask, persistent=False)  # row: query; column: key, -inf if later
+        angles = rotary_angles(config.block_size, config.n_embd // config.n_head)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
         self.init_weights(config)
 
     def init_weights(self, config):
-        for name, parameter in self.named_parameters():
-            if name.endswith(("proj.weight", "down.weight")):  # what adds to the sum: 2 in each block
-                nn.init.zeros_(parameter)
-            elif name.endswith("weight") and parameter.dim() == 2:  # the RMSNorms' gains and the shares stay
-                nn.init.normal_(parameter, std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                is_output = name.endswith(("proj", "down"))  # of a sub-layer, added to the residual stream
+                nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
 
     def optimizers(self, config):
-        """What trains which weights: Muon the blocks' matrices, AdamW all others."""
-        attentions = [block.attention for block in self.blocks]
-        feed_forwards = [block.feed_forward for block in self.blocks]
-        matrices = [
-            {"params": [part.qkv.weight for part in attentions], "stacked": 3},  # three matrices, stored as one
-            {"params": [part.up.weight for part in feed_forwards], "stacked": 2},
-            {"params": [part.proj.weight for part in attentions]},
-            {"params": [part.down.weight for part in feed_forwards]},
+        """Muon for the blocks' matrices, AdamW for all other weights."""
+        groups = [  # query, key and value are stacked in one matrix, and so are the gate and what it gates
+            {"params": [block.attention.qkv.weight for block in self.blocks], "stacked": 3},
+            {"params": [block.feed_forward.up.weight for block in self.blocks], "stacked": 2},
+            {"params": [block.attention.proj.weight for block in self.blocks]},
+            {"params": [block.feed_forward.down.weight for block in self.blocks]},
         ]
-        taken = {parameter for group in matrices for parameter in group["params"]}
-        others = [parameter for parameter in self.parameters() if parameter not in taken]
-        adamw = torch.optim.AdamW(others, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
-        return [Muon(matrices, weight_decay=config.weight_decay), adamw]
+        matrices = [matrix for group in groups for matrix in group["params"]]
+        return [Muon(groups, weight_decay=config.weight_decay), adamw(self, config, exclude=matrices)]
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
+        past = self.blocks[0].attention.cache.length  # cached positions while generating, otherwise 0
+        T, S = idx.shape[1], min(past + idx.shape[1], len(self.causal_mask))  # the cache forgets what the context lacks
+        mask, cos, sin = self.causal_mask[S - T : S, :S], self.cos[:S], self.sin[:S]
         x = self.token_embedding(idx)  # (B, T, C)
         x = self.dropout(x)
-        first = None  # the first block's values, once it has some
+        first_values = None
         for block in self.blocks:
-            x, first = block(x, first)  # (B, T, C), (B, H, T, D)
+            x, first_values = block(x, first_values, mask, cos, sin)  # (B, T, C), (B, H, T, D)
         x = self.final_norm(x)  # (B, T, C)
         return self.lm_head(x)  # (B, T, V)
 

@@ -1,7 +1,7 @@
-"""Rung 3, multi-head attention: several heads in parallel, and a projection.
+"""Rung 3, multi-head attention: several heads, output projection.
 
-What is new: the same width is split over four heads that attend each for itself, so that one may follow the last vowel
-while another watches for the start of the line. A projection then mixes what they brought.
+What is new: the channels are split among four heads, each with attention weights of its own, so that one may follow the
+last vowel while another looks for the start of the line. An output projection then mixes what they found.
 
 In the curve: one of the two largest steps among the small rungs, for the price of one small matrix.
 """
@@ -19,29 +19,25 @@ LESSON = ("Config", "SelfAttention.__init__", "SelfAttention.forward")  # what d
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    n_embd: int = 32  # numbers in a character's vector
-    n_head: int = 4  # attention heads; they share the width
+    n_embd: int = 32  # channels of a character's vector
+    n_head: int = 4  # attention heads, of n_embd / n_head channels each
 
 
 class SelfAttention(nn.Module):
-    """Each position gathers what it needs from itself and those before it: (B, T, C) -> (B, T, C)."""
+    """Each position takes a weighted mean of the values up to its own: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
-        self.proj = nn.Linear(config.n_embd, config.n_embd)  # lets the heads' findings mix
-        future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
-        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # query, key and value in one matmul
+        self.proj = nn.Linear(config.n_embd, config.n_embd)  # mixes the heads' results
 
-    def forward(self, x):
-        T = x.shape[1]
-        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H
+    def forward(self, x, mask):
+        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        # of numbers of variance 1, a sum of D products has variance D: scaled back, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
-        scores = scores + self.future[:T, :T].to(scores.dtype)  # minus infinity, of which softmax makes a weight of 0
-        weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
+        weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, T), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
         return self.proj(x)  # (B, T, C)
 
@@ -53,12 +49,15 @@ class LanguageModel(nn.Module):
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
         self.attention = SelfAttention(config)
         self.lm_head = nn.Linear(config.n_embd, vocab_size)
+        causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("causal_mask", causal_mask, persistent=False)  # row: query; column: key, -inf if later
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
-        positions = torch.arange(idx.shape[1], device=idx.device)  # (T,)
+        T = idx.shape[1]
+        positions = torch.arange(T, device=idx.device)  # (T,)
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
-        x = self.attention(x)  # (B, T, C)
+        x = self.attention(x, self.causal_mask[:T, :T])  # (B, T, C)
         return self.lm_head(x)  # (B, T, V)
 
 

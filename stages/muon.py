@@ -1,156 +1,77 @@
-"""Rung 13, Muon: the same network, its matrices trained by an optimizer made for matrices.
+"""Rung 13, Muon: Muon for the blocks' matrices.
 
-What is new: how the weights move, not what they are. AdamW looks at every number of a matrix by itself. But gradients
-of a matrix have few strong directions, and those drown all others. Muon (Jordan et al., 2024) keeps a running mean of
-the gradients and makes it orthogonal before it is used: the directions stay, their strengths become equal, and the
-rare ones get to be learned too. Five rounds of three matrix products come close enough to that (a Newton-Schulz
-iteration); in a small size they make a step a third longer. The updates are scaled to the size of AdamW's (Liu et al.,
-2025), so one learning rate serves both, and embedding, output and gains stay with AdamW. The matrices that add to the
-sum start at zero: each block starts out saying nothing.
+What is new: how the weights move, not what they are. AdamW scales each element of a gradient by itself. But the
+gradient of a matrix has few large singular values, whose directions drown all others. Muon (Jordan et al., 2024)
+averages the gradients and then brings all singular values close to one, so that rare directions are learned too: five
+Newton-Schulz iterations of three matmuls. Its update is scaled to the size of AdamW's (Liu et al., 2025), so that one
+learning rate serves both; the embedding, the output layer and the gains stay with AdamW.
 
-In the curve: the largest step of these rungs, 0.15 in a small size, all of it in the first quarter.
+In the curve: the largest step of these rungs, most of it in the first quarter.
 """
-
-from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-from training import TrainConfig, run
+from training import ScaledConfig, run
 from training.cache import Cache
 from training.dropout import Dropout
+from training.optimizers import adamw
 
-LESSON = (  # what differs from swiglu.py
-    "LanguageModel.init_weights",
-    "LanguageModel.optimizers",
-    "Muon",
-    "orthogonal",
-)
+LESSON = ("newton_schulz", "Muon", "LanguageModel.optimizers")  # what differs from swiglu.py
 
 
-@dataclass(frozen=True)
-class Config(TrainConfig):
-    steps: int = 5880  # updates of the weights: the text twelve times
-    batch_size: int = 8  # sequences in a batch
-    block_size: int = 256  # characters of context
-    learning_rate: float = 1e-3  # how far a step moves the weights, at its highest
-    weight_decay: float = 0.4  # how strongly the weights are pulled towards zero
-    beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
-    warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
-    decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
-    without_replacement: bool = True  # read no window of the text again before all of it has been read
-    eval_interval: int = 2000  # steps from one evaluation to the next
-    n_embd: int = 384  # numbers in a character's vector
-    n_head: int = 6  # attention heads; they share the width
-    n_layer: int = 6  # blocks, one after the other
-    dropout: float = 0.2  # share of each part's output that training silences at random
-    recipe: Literal["ours", "lecture", "short", "laptop", "quick"] = "ours"  # settings to start from, in place of these
-
-    PAIRS: ClassVar = True  # a head's numbers come in pairs, so there has to be an even number of them
-    RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
-        "lecture": {
-            "steps": 5000,
-            "batch_size": 64,
-            "learning_rate": 3e-4,
-            "weight_decay": 0.01,
-            "beta2": 0.999,
-            "warmup_steps": 0,
-            "decay": False,
-            "without_replacement": False,
-            "dropout": 0.2,
-            "eval_interval": 500,
-        },
-        "short": {  # at full size, for as many characters as the text has
-            "steps": 500,
-            "without_replacement": False,
-            "eval_interval": 500,
-        },
-        "laptop": {  # a few minutes on one core, for several seeds of every rung from here on
-            "steps": 1000,
-            "block_size": 128,
-            "learning_rate": 2e-3,
-            "weight_decay": 0.1,
-            "warmup_steps": 100,
-            "without_replacement": False,
-            "dropout": 0.0,
-            "eval_interval": 250,
-            "n_embd": 128,
-            "n_head": 4,
-            "n_layer": 4,
-        },
-        "quick": {  # some ten minutes on two cores, and what a model of a size for that can learn in it
-            "steps": 1000,
-            "learning_rate": 4e-3,
-            "weight_decay": 0.1,
-            "warmup_steps": 50,
-            "without_replacement": False,
-            "dropout": 0.0,
-            "eval_interval": 500,
-            "n_embd": 160,
-            "n_head": 5,
-            "n_layer": 6,
-        },
-    }
+class Config(ScaledConfig):
+    """Rung 8's settings."""
 
 
-def angles(block_size, d):
-    """How far each position turns each pair of d numbers, (T, D / 2): 1 radian a character, then ever less."""
-    speeds = 10_000 ** (-torch.arange(0, d, 2) / d)  # (D / 2,)
-    return torch.arange(block_size)[:, None] * speeds  # (T, D / 2)
+def rotary_angles(block_size, d):
+    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
 
 
-def turn(x, by):
-    """Every pair of numbers an arrow, turned by an angle: x (B, H, T, D), by (T, D / 2) -> (B, H, T, D).
-
-    Pair i is numbers i and i + D / 2; which go together does not matter, since the projections before are learned.
-    """
-    cos, sin = by.cos().to(x.dtype), by.sin().to(x.dtype)
-    a, b = rearrange(x, "batch head time (xy pair) -> xy batch head time pair", xy=2)  # where each arrow points
-    return rearrange([a * cos - b * sin, a * sin + b * cos], "xy batch head time pair -> batch head time (xy pair)")
+def apply_rotary(x, cos, sin):
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (T, D / 2)."""
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
 
 
 class SelfAttention(nn.Module):
-    """Each position gathers what it needs from itself and those before it: (B, T, C) -> (B, T, C)."""
+    """Each position takes a weighted mean of the values up to its own: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # lets the heads' findings mix
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # query, key and value in one matmul
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads' results
         self.q_norm = nn.RMSNorm(config.n_embd // config.n_head)
         self.k_norm = nn.RMSNorm(config.n_embd // config.n_head)
         self.dropout = Dropout(config.dropout)
         self.cache = Cache(window=config.block_size)
-        future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
-        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
-        self.register_buffer("angles", angles(config.block_size, config.n_embd // config.n_head), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x, mask, cos, sin):
         T = x.shape[1]
-        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H
+        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        q, k = self.q_norm(q), self.k_norm(k)  # each of length sqrt(D), but for a gain
-        k, v = self.cache(k, v)  # (B, H, S, D), and S = T; but while sampling, S counts those before as well
-        S = k.shape[2]
-        q, k = turn(q, self.angles[S - T : S]), turn(k, self.angles[:S])  # only how far apart they are will count
-        # of numbers of variance 1, a sum of D products has variance D: scaled back, so that softmax starts out soft
+        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; in fp32 like its gains
+        k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
+        q, k = apply_rotary(q, cos[-T:], sin[-T:]), apply_rotary(k, cos, sin)  # scores now depend on distances alone
+        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-        scores = scores + self.future[S - T : S, :S].to(scores.dtype)  # minus infinity, which softmax makes 0
-        weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1
+        weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
         return self.dropout(self.proj(x))  # (B, T, C)
 
 
 class FeedForward(nn.Module):
-    """Each position for itself works on what it has: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
-        hidden = 8 * config.n_embd // 3  # three matrices of 8/3 C are as large as two of 4C
-        self.up = nn.Linear(config.n_embd, 2 * hidden, bias=False)  # the gate and what it lets pass, in one product
+        hidden = 8 * config.n_embd // 3  # three matrices of 8/3 C have the parameters of two of 4 C
+        self.up = nn.Linear(config.n_embd, 2 * hidden, bias=False)  # the gate and what it gates in one matmul
         self.down = nn.Linear(hidden, config.n_embd, bias=False)
         self.dropout = Dropout(config.dropout)
 
@@ -170,36 +91,33 @@ class Block(nn.Module):
         self.norm1 = nn.RMSNorm(config.n_embd)
         self.norm2 = nn.RMSNorm(config.n_embd)
 
-    def forward(self, x):
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x, mask, cos, sin):
+        x = x + self.attention(self.norm1(x), mask, cos, sin)
         x = x + self.feed_forward(self.norm2(x))
         return x
 
 
-def orthogonal(x):
+def newton_schulz(x):
     """Matrices x (N, R, C), their singular values brought close to one, their singular vectors kept.
 
-    Each round applies the odd polynomial a s + b s^3 + c s^5 to every singular value s at once. It is steep at zero, so
-    that small ones grow fast, and wanders about one from there on (Jordan et al., 2024). What is at least 1/500 of x's
-    norm ends up between 0.68 and 1.20.
+    Each iteration applies a s + b s^3 + c s^5 to all singular values s: steep at zero, so that small ones grow fast, and
+    near one from there on (Jordan et al., 2024). Those above 1/500 of x's norm end up between 0.68 and 1.20.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x  # the product with itself is then the smaller one of two
+    x = x.mT if tall else x  # x @ x.mT is then the smaller of the two Gram matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above one
     for _ in range(5):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: for the matrices inside a network. In fp32, where torch.optim.Muon works in bf16."""
+    """Momentum, orthogonalised, for matrices; of a group's `stacked` ones, stored as one, each by itself."""
 
-    REMEMBERS = ("momentum_buffer",)  # of each matrix, for whoever saves a run
-
-    def __init__(self, matrices, lr=1e-3, weight_decay=0.0, momentum=0.95):
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
+    def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
 
     @torch.no_grad()
     def step(self):
@@ -209,11 +127,11 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-                ahead = matrix.grad.lerp(mean, group["momentum"])  # Nesterov's: where the mean is going
-                ahead = orthogonal(rearrange(ahead, "(n row) column -> n row column", n=group["stacked"]))
-                size = 0.2 * max(ahead.shape[1:]) ** 0.5  # its root mean square is then 0.2, about AdamW's
+                update = matrix.grad.lerp(mean, group["momentum"])  # Nesterov momentum
+                update = newton_schulz(rearrange(update, "(n row) column -> n row column", n=group["stacked"]))
+                scale = 0.2 * max(update.shape[1:]) ** 0.5  # its root mean square is then 0.2, about AdamW's
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(rearrange(ahead, "n row column -> (n row) column"), alpha=-group["lr"] * size)
+                matrix.add_(rearrange(update, "n row column -> (n row) column"), alpha=-group["lr"] * scale)
 
 
 class LanguageModel(nn.Module):
@@ -221,38 +139,43 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.n_layer)))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.RMSNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("causal_mask", causal_mask, persistent=False)  # row: query; column: key, -inf if later
+        angles = rotary_angles(config.block_size, config.n_embd // config.n_head)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
         self.init_weights(config)
 
     def init_weights(self, config):
-        for name, parameter in self.named_parameters():
-            if name.endswith(("proj.weight", "down.weight")):  # what adds to the sum: 2 in each block
-                nn.init.zeros_(parameter)
-            elif parameter.dim() == 2:  # the RMSNorms' gains stay at one
-                nn.init.normal_(parameter, std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                is_output = name.endswith(("proj", "down"))  # of a sub-layer, added to the residual stream
+                nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
 
     def optimizers(self, config):
-        """What trains which weights: Muon the blocks' matrices, AdamW all others."""
-        attentions = [block.attention for block in self.blocks]
-        feed_forwards = [block.feed_forward for block in self.blocks]
-        matrices = [
-            {"params": [part.qkv.weight for part in attentions], "stacked": 3},  # three matrices, stored as one
-            {"params": [part.up.weight for part in feed_forwards], "stacked": 2},
-            {"params": [part.proj.weight for part in attentions]},
-            {"params": [part.down.weight for part in feed_forwards]},
+        """Muon for the blocks' matrices, AdamW for all other weights."""
+        groups = [  # query, key and value are stacked in one matrix, and so are the gate and what it gates
+            {"params": [block.attention.qkv.weight for block in self.blocks], "stacked": 3},
+            {"params": [block.feed_forward.up.weight for block in self.blocks], "stacked": 2},
+            {"params": [block.attention.proj.weight for block in self.blocks]},
+            {"params": [block.feed_forward.down.weight for block in self.blocks]},
         ]
-        taken = {parameter for group in matrices for parameter in group["params"]}
-        others = [parameter for parameter in self.parameters() if parameter not in taken]
-        adamw = torch.optim.AdamW(others, betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True)
-        return [Muon(matrices, weight_decay=config.weight_decay), adamw]
+        matrices = [matrix for group in groups for matrix in group["params"]]
+        return [Muon(groups, weight_decay=config.weight_decay), adamw(self, config, exclude=matrices)]
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
+        past = self.blocks[0].attention.cache.length  # cached positions while generating, otherwise 0
+        T, S = idx.shape[1], min(past + idx.shape[1], len(self.causal_mask))  # the cache forgets what the context lacks
+        mask, cos, sin = self.causal_mask[S - T : S, :S], self.cos[:S], self.sin[:S]
         x = self.token_embedding(idx)  # (B, T, C)
         x = self.dropout(x)
-        x = self.blocks(x)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, mask, cos, sin)  # (B, T, C)
         x = self.final_norm(x)  # (B, T, C)
         return self.lm_head(x)  # (B, T, V)
 

@@ -1,10 +1,11 @@
-"""Rung 5, residual: skip connections, and with them three blocks.
+"""Rung 5, residual: skip connections, and with them depth.
 
-What is new: each part adds to what was there in place of replacing it. The sum passes gradients on unchanged, so the
-first block learns as soon as the last, and a block that has nothing to say can stay silent. That makes depth useful:
-three blocks from here on. Without the skips the same three blocks do worse than one.
+What is new: each sub-layer adds to its input in place of replacing it (He et al., 2015). The sum, the residual stream,
+passes gradients on unchanged, so the first block learns as soon as the last, and a block can begin by changing little.
+That makes depth useful: three blocks from here on. Without the skip connections the same three blocks do worse than
+one.
 
-In the curve: nearly as large a step as the one to several heads, and from here on the curves still fall at the end.
+In the curve: nearly as large a step as that of several heads, and from here on the curves still fall at the end.
 """
 
 from dataclasses import dataclass
@@ -20,36 +21,32 @@ LESSON = ("Config", "Block.forward")  # what differs from feed_forward.py
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    n_embd: int = 32  # numbers in a character's vector
-    n_head: int = 4  # attention heads; they share the width
-    n_layer: int = 3  # blocks, one after the other
+    n_embd: int = 32  # channels of a character's vector
+    n_head: int = 4  # attention heads, of n_embd / n_head channels each
+    n_layer: int = 3  # blocks
 
 
 class SelfAttention(nn.Module):
-    """Each position gathers what it needs from itself and those before it: (B, T, C) -> (B, T, C)."""
+    """Each position takes a weighted mean of the values up to its own: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
-        self.proj = nn.Linear(config.n_embd, config.n_embd)  # lets the heads' findings mix
-        future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
-        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # query, key and value in one matmul
+        self.proj = nn.Linear(config.n_embd, config.n_embd)  # mixes the heads' results
 
-    def forward(self, x):
-        T = x.shape[1]
-        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H
+    def forward(self, x, mask):
+        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        # of numbers of variance 1, a sum of D products has variance D: scaled back, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
-        scores = scores + self.future[:T, :T].to(scores.dtype)  # minus infinity, of which softmax makes a weight of 0
-        weights = scores.softmax(dim=-1)  # (B, H, T, T), each row sums to 1
+        weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, T), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
         return self.proj(x)  # (B, T, C)
 
 
 class FeedForward(nn.Module):
-    """Each position for itself works on what it has: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -71,8 +68,8 @@ class Block(nn.Module):
         self.attention = SelfAttention(config)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x):
-        x = x + self.attention(x)
+    def forward(self, x, mask):
+        x = x + self.attention(x, mask)
         x = x + self.feed_forward(x)
         return x
 
@@ -82,14 +79,18 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
-        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.n_layer)))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.lm_head = nn.Linear(config.n_embd, vocab_size)
+        causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("causal_mask", causal_mask, persistent=False)  # row: query; column: key, -inf if later
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
-        positions = torch.arange(idx.shape[1], device=idx.device)  # (T,)
+        T = idx.shape[1]
+        positions = torch.arange(T, device=idx.device)  # (T,)
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
-        x = self.blocks(x)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, self.causal_mask[:T, :T])  # (B, T, C)
         return self.lm_head(x)  # (B, T, V)
 
 

@@ -1,21 +1,17 @@
-"""Rung 10, RMSNorm: vectors brought to one length, their mean left alone, and no biases.
+"""Rung 10, RMSNorm: RMSNorm in place of LayerNorm, and no biases.
 
 What is new: LayerNorm subtracts a vector's mean, divides by its standard deviation, then scales and shifts it. RMSNorm
-(Zhang & Sennrich, 2019) only divides by the root of the mean square, and scales: the length was what mattered. The
-biases of the linear layers go too, as in PaLM and LLaMA (Chowdhery et al., 2022; Touvron et al., 2023): a model this
-wide has other ways to add a constant.
+(Zhang & Sennrich, 2019) only divides by the root mean square, and scales. Without the shift, the biases of the linear
+layers go too, as in PaLM and LLaMA (Chowdhery et al., 2022; Touvron et al., 2023). The two are not taken apart here.
 
-In the curve: nothing that five seeds could show: the same loss, with less to explain.
+In the curve: no difference that five seeds could show: the same loss from fewer parts.
 """
-
-from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
 from torch import nn
 
-from training import TrainConfig, run
+from training import ScaledConfig, run
 from training.cache import Cache
 from training.dropout import Dropout
 
@@ -28,118 +24,48 @@ LESSON = (  # what differs from rotary.py
 )
 
 
-@dataclass(frozen=True)
-class Config(TrainConfig):
-    steps: int = 5880  # updates of the weights: the text twelve times
-    batch_size: int = 8  # sequences in a batch
-    block_size: int = 256  # characters of context
-    learning_rate: float = 1e-3  # how far a step moves the weights, at its highest
-    weight_decay: float = 0.4  # how strongly the weights are pulled towards zero
-    beta2: float = 0.99  # AdamW's memory of squared gradients: shorter, for a shorter run
-    warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
-    decay: bool = True  # let the learning rate fall, after the warm-up, linearly to zero at the last step
-    without_replacement: bool = True  # read no window of the text again before all of it has been read
-    eval_interval: int = 2000  # steps from one evaluation to the next
-    n_embd: int = 384  # numbers in a character's vector
-    n_head: int = 6  # attention heads; they share the width
-    n_layer: int = 6  # blocks, one after the other
-    dropout: float = 0.2  # share of each part's output that training silences at random
-    recipe: Literal["ours", "lecture", "short", "laptop", "quick"] = "ours"  # settings to start from, in place of these
-
-    PAIRS: ClassVar = True  # a head's numbers come in pairs, so there has to be an even number of them
-    RECIPES: ClassVar = {  # what --recipe puts in place of the defaults above; flags go over it
-        "lecture": {
-            "steps": 5000,
-            "batch_size": 64,
-            "learning_rate": 3e-4,
-            "weight_decay": 0.01,
-            "beta2": 0.999,
-            "warmup_steps": 0,
-            "decay": False,
-            "without_replacement": False,
-            "dropout": 0.2,
-            "eval_interval": 500,
-        },
-        "short": {  # at full size, for as many characters as the text has
-            "steps": 500,
-            "without_replacement": False,
-            "eval_interval": 500,
-        },
-        "laptop": {  # a few minutes on one core, for several seeds of every rung from here on
-            "steps": 1000,
-            "block_size": 128,
-            "learning_rate": 2e-3,
-            "weight_decay": 0.1,
-            "warmup_steps": 100,
-            "without_replacement": False,
-            "dropout": 0.0,
-            "eval_interval": 250,
-            "n_embd": 128,
-            "n_head": 4,
-            "n_layer": 4,
-        },
-        "quick": {  # some ten minutes on two cores, and what a model of a size for that can learn in it
-            "steps": 1000,
-            "learning_rate": 4e-3,
-            "weight_decay": 0.1,
-            "warmup_steps": 50,
-            "without_replacement": False,
-            "dropout": 0.0,
-            "eval_interval": 500,
-            "n_embd": 160,
-            "n_head": 5,
-            "n_layer": 6,
-        },
-    }
+class Config(ScaledConfig):
+    """Rung 8's settings."""
 
 
-def angles(block_size, d):
-    """How far each position turns each pair of d numbers, (T, D / 2): 1 radian a character, then ever less."""
-    speeds = 10_000 ** (-torch.arange(0, d, 2) / d)  # (D / 2,)
-    return torch.arange(block_size)[:, None] * speeds  # (T, D / 2)
+def rotary_angles(block_size, d):
+    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
 
 
-def turn(x, by):
-    """Every pair of numbers an arrow, turned by an angle: x (B, H, T, D), by (T, D / 2) -> (B, H, T, D).
-
-    Pair i is numbers i and i + D / 2; which go together does not matter, since the projections before are learned.
-    """
-    cos, sin = by.cos().to(x.dtype), by.sin().to(x.dtype)
-    a, b = rearrange(x, "batch head time (xy pair) -> xy batch head time pair", xy=2)  # where each arrow points
-    return rearrange([a * cos - b * sin, a * sin + b * cos], "xy batch head time pair -> batch head time (xy pair)")
+def apply_rotary(x, cos, sin):
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (T, D / 2)."""
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
 
 
 class SelfAttention(nn.Module):
-    """Each position gathers what it needs from itself and those before it: (B, T, C) -> (B, T, C)."""
+    """Each position takes a weighted mean of the values up to its own: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
         self.n_head = config.n_head
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # lets the heads' findings mix
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # query, key and value in one matmul
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads' results
         self.dropout = Dropout(config.dropout)
         self.cache = Cache(window=config.block_size)
-        future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
-        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
-        self.register_buffer("angles", angles(config.block_size, config.n_embd // config.n_head), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x, mask, cos, sin):
         T = x.shape[1]
-        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H
+        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        k, v = self.cache(k, v)  # (B, H, S, D), and S = T; but while sampling, S counts those before as well
-        S = k.shape[2]
-        q, k = turn(q, self.angles[S - T : S]), turn(k, self.angles[:S])  # only how far apart they are will count
-        # of numbers of variance 1, a sum of D products has variance D: scaled back, so that softmax starts out soft
+        k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
+        q, k = apply_rotary(q, cos[-T:], sin[-T:]), apply_rotary(k, cos, sin)  # scores now depend on distances alone
+        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-        scores = scores + self.future[S - T : S, :S].to(scores.dtype)  # minus infinity, which softmax makes 0
-        weights = scores.softmax(dim=-1)  # (B, H, T, S), each row sums to 1
+        weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
         return self.dropout(self.proj(x))  # (B, T, C)
 
 
 class FeedForward(nn.Module):
-    """Each position for itself works on what it has: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -164,8 +90,8 @@ class Block(nn.Module):
         self.norm1 = nn.RMSNorm(config.n_embd)
         self.norm2 = nn.RMSNorm(config.n_embd)
 
-    def forward(self, x):
-        x = x + self.attention(self.norm1(x))
+    def forward(self, x, mask, cos, sin):
+        x = x + self.attention(self.norm1(x), mask, cos, sin)
         x = x + self.feed_forward(self.norm2(x))
         return x
 
@@ -175,22 +101,32 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.Sequential(*(Block(config) for _ in range(config.n_layer)))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.RMSNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("causal_mask", causal_mask, persistent=False)  # row: query; column: key, -inf if later
+        angles = rotary_angles(config.block_size, config.n_embd // config.n_head)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
         self.init_weights(config)
 
     def init_weights(self, config):
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:  # the RMSNorms' gains stay at one
-                adds_to_the_sum = name.endswith(("proj.weight", "net.2.weight"))  # 2 in each block
-                nn.init.normal_(parameter, std=0.02 / (2 * config.n_layer) ** 0.5 if adds_to_the_sum else 0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                is_output = name.endswith(("proj", "net.2"))  # of a sub-layer, added to the residual stream
+                nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
+        past = self.blocks[0].attention.cache.length  # cached positions while generating, otherwise 0
+        T, S = idx.shape[1], min(past + idx.shape[1], len(self.causal_mask))  # the cache forgets what the context lacks
+        mask, cos, sin = self.causal_mask[S - T : S, :S], self.cos[:S], self.sin[:S]
         x = self.token_embedding(idx)  # (B, T, C)
         x = self.dropout(x)
-        x = self.blocks(x)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, mask, cos, sin)  # (B, T, C)
         x = self.final_norm(x)  # (B, T, C)
         return self.lm_head(x)  # (B, T, V)
 

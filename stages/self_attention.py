@@ -1,10 +1,10 @@
-"""Rung 2, self-attention: one head that looks at all characters before.
+"""Rung 2, self-attention: one head of causal self-attention, learned positions.
 
-What is new: a vector for each character and each position in place of the table's row, and one head of causal
-self-attention. Each position asks (query), offers (key) and tells (value); how well a query meets a key decides how
-much of that value it takes. A mask keeps the future out, for at inference time there is none.
+What is new: each character and each position gets a vector, in place of the table's row, and one head of causal
+self-attention (Vaswani et al., 2017). Each position has a query, a key and a value; the dot product of its query with
+a key says how much of that key's value it takes. A mask hides later positions, which at inference time are not there.
 
-In the curve: below the bigram, though not by much. One head can look back, but has nothing to think with afterwards.
+In the curve: below the bigram, though not by much. One head can gather characters, but nothing computes on them yet.
 """
 
 from dataclasses import dataclass
@@ -20,25 +20,21 @@ LESSON = ("Config", "SelfAttention", "LanguageModel.__init__", "LanguageModel.fo
 
 @dataclass(frozen=True)
 class Config(TrainConfig):
-    n_embd: int = 32  # numbers in a character's vector
+    n_embd: int = 32  # channels of a character's vector
 
 
 class SelfAttention(nn.Module):
-    """Each position gathers what it needs from itself and those before it: (B, T, C) -> (B, T, C)."""
+    """Each position takes a weighted mean of the values up to its own: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # three projections in one product
-        future = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
-        self.register_buffer("future", future, persistent=False)  # row: who looks; column: at whom, -inf if too late
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # query, key and value in one matmul
 
-    def forward(self, x):
-        T = x.shape[1]
+    def forward(self, x, mask):
         q, k, v = rearrange(self.qkv(x), "batch time (qkv c) -> qkv batch time c", qkv=3)  # (B, T, C) each
-        # of numbers of variance 1, a sum of C products has variance C: scaled back, so that softmax starts out soft
+        # a dot product of C channels of variance 1 has variance C; scaled back to 1, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, T, T)
-        scores = scores + self.future[:T, :T].to(scores.dtype)  # minus infinity, of which softmax makes a weight of 0
-        weights = scores.softmax(dim=-1)  # (B, T, T), each row sums to 1
+        weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, T, T), each row sums to 1
         return weights @ v  # (B, T, C)
 
 
@@ -49,12 +45,15 @@ class LanguageModel(nn.Module):
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
         self.attention = SelfAttention(config)
         self.lm_head = nn.Linear(config.n_embd, vocab_size)
+        causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("causal_mask", causal_mask, persistent=False)  # row: query; column: key, -inf if later
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
-        positions = torch.arange(idx.shape[1], device=idx.device)  # (T,)
+        T = idx.shape[1]
+        positions = torch.arange(T, device=idx.device)  # (T,)
         x = self.token_embedding(idx) + self.position_embedding(positions)  # (B, T, C) + (T, C)
-        x = self.attention(x)  # (B, T, C)
+        x = self.attention(x, self.causal_mask[:T, :T])  # (B, T, C)
         return self.lm_head(x)  # (B, T, V)
 
 

@@ -1,6 +1,7 @@
-"""What every rung shares: flags, loop, device, evaluation, checkpoint, sampling. It knows no architecture."""
+"""What every rung shares: settings, loop, device, evaluation, checkpoint, sampling. It knows no architecture."""
 
 from training.config import TrainConfig
+from training.presets import ScaledConfig
 from training.run import run, train_rung
 
-__all__ = ["TrainConfig", "run", "train_rung"]
+__all__ = ["ScaledConfig", "TrainConfig", "run", "train_rung"]

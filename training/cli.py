@@ -1,8 +1,7 @@
-"""From what was typed to a Config, and from what went wrong to one line."""
+"""From the command line to a Config, and from an error to one line."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -11,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,38 +19,40 @@ import tyro
 from data import UserError
 from training import ranks
 from training.config import TrainConfig, all_flags
+from training.presets import Preset, ScaledConfig
 
 # as torch says it on Linux, on Windows and on MPS, in errors that have no type of their own
 OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|out of memory")
 
 
+@dataclass(frozen=True)
+class _PresetFlag:
+    preset: Preset | None = None
+
+
 def parse(config_type, description: str, args: Sequence[str] | None = None):
     """A `config_type` from the command line. Raises UserError for what it cannot make sense of.
 
-    A type with `RECIPES`, named sets of settings, has a field `recipe`: the set named there takes the place of the
-    defaults, and what else was typed goes over it.
+    A type with presets is read in two steps, both by tyro: the preset, whose settings then are the defaults, and all.
     """
-    recipe = _recipe(config_type, args)
-    complaint = io.StringIO()
+    default = {}
+    if issubclass(config_type, ScaledConfig):
+        chosen, _ = _cli(_PresetFlag, args=args, return_unknown_args=True, add_help=False)
+        default["default"] = config_type.from_preset(chosen.preset)
+    return _cli(config_type, description=description, args=args, **default)
+
+
+def _cli(config_type, **options):
+    said = io.StringIO()  # tyro draws its errors as a box, coloured if stdout is a terminal
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(config_type, description=description, args=args, **recipe)
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            return tyro.cli(config_type, **options)
     except SystemExit as stop:
         if not stop.code:  # --help
+            print(said.getvalue())
             raise
-        what = _one_line(complaint.getvalue())
+        what = _one_line(said.getvalue())
         raise UserError(what.removeprefix(f"Error parsing {config_type.__name__}: ")) from None
-
-
-def _recipe(config_type, args: Sequence[str] | None) -> dict:
-    """What tyro is to start from: nothing of its own, or the defaults of the recipe that was typed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe", nargs="?")
-    name = parser.parse_known_args(args)[0].recipe
-    recipes = getattr(config_type, "RECIPES", {})
-    if name not in recipes:  # a wrong name is tyro's to refuse
-        return {}
-    return {"default": config_type(**recipes[name], recipe=name)}
 
 
 def as_typed(script: Path, config: TrainConfig) -> str:
@@ -100,17 +102,19 @@ def unbreakable_output():
 
 @contextlib.contextmanager
 def errors_in_one_line():
-    """What the user can mend ends the process with one line and status 2; Ctrl-C with one line and status 130.
+    """A UserError ends the process with one line and status 2; Ctrl-C with one line and status 130.
 
     A reader that has gone, as in `compare.py | head -1`, ends it without a word.
     """
+    sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # closed, as by >&-
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console that lacks a character shows a mark in its place
     try:
         yield
     except UserError as error:
-        speaker = f"error of process {ranks.rank()}" if ranks.count() > 1 else "error"
+        speaker = f"error of process {ranks.rank()}" if ranks.world_size() > 1 else "error"
         print(f"{speaker}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:
@@ -120,7 +124,7 @@ def errors_in_one_line():
         print("\nstopped; what was logged up to here stays", file=sys.stderr)
         raise SystemExit(130) from None
     except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are RuntimeErrors
-        if ranks.rank() > 0 and "gloo" in str(error):  # the first of them has said what is wrong
+        if ranks.rank() > 0 and "gloo" in str(error):  # rank 0 has said what is wrong
             raise SystemExit(2) from None
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -12,110 +13,115 @@ from data import LOSS_CSV, UserError
 
 RUNS_DIR = Path(__file__).resolve().parent.parent / "runs"
 
-# Settings that say where a run happens and what it leaves behind, or that have a column of their own in the log.
-# All others shape its result, and so they make up the hash of its configuration.
-NOT_COMPARED = frozenset(
-    {"seed", "minutes", "recipe", "eval_interval", "device", "precision", "corpus", "loss_csv", "runs_dir"}
+# Settings that do not shape the result, or that have a column of their own in the log. All others make up its `config`.
+NOT_HASHED = frozenset(
+    {"seed", "minutes", "preset", "eval_interval", "device", "precision", "corpus", "loss_csv", "runs_dir"}
     | {"resume", "skip_device_check", "prompt", "sample_length", "temperature", "top_k"}
 )
 
-# Settings that are younger than the log's first rows, and what they were until then. At that they are left out of the
-# hash, so that earlier rows remain comparable and earlier runs can go on.
-CAME_LATER = {"without_replacement": False}
-
-MAY_BE_ZERO = frozenset(
-    {"steps", "minutes", "seed", "warmup_steps", "weight_decay", "beta2", "dropout"}
-    | {"sample_length", "temperature", "top_k"}
-)
-BELOW_ONE = frozenset({"beta2", "dropout"})
+# What the project's own settings have to be. A rung's own fields are the rung's to check.
+RULES = {
+    "1 or more": {"steps", "batch_size", "block_size", "eval_interval", "n_embd", "n_head", "n_layer"},
+    "0 or more": {"seed", "warmup_steps", "sample_length", "top_k"},
+    "a finite number above 0": {"learning_rate"},
+    "a finite number, 0 or more": {"minutes", "weight_decay", "grad_clip", "temperature"},
+    "at least 0 and below 1": {"beta2", "dropout"},
+}
+HOLDS = {
+    "1 or more": lambda value: 1 <= value < 2**63,
+    "0 or more": lambda value: 0 <= value < 2**63,
+    "a finite number above 0": lambda value: 0 < value < math.inf,
+    "a finite number, 0 or more": lambda value: 0 <= value < math.inf,
+    "at least 0 and below 1": lambda value: 0 <= value < 1,
+}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings that every rung has. Raises UserError for a value that cannot be."""
 
+    holdout: bool = False  # validate on the last tenth of the train split, train on the rest: to choose settings
     steps: int = 5000  # updates of the weights
-    minutes: float = 0.0  # take as many steps as fit into so much time, whatever --steps says; 0 is off
+    minutes: float = 0.0  # take as many steps as fit into so many minutes, whatever --steps says; 0 is off
     seed: int = 0  # of the initial weights, the batches and the sample
     batch_size: int = 32  # sequences in a batch
     block_size: int = 8  # characters of context
-    learning_rate: float = 1e-3  # how far a step moves the weights, at its highest
-    weight_decay: float = 0.0  # how strongly the weights are pulled towards zero; small models never get to overfit
-    beta2: float = 0.999  # AdamW's memory of squared gradients
+    learning_rate: float = 1e-3  # the highest of the schedule
+    weight_decay: float = 0.0  # of the linear layers' weights; small models never get to overfit
+    beta2: float = 0.999  # AdamW's decay rate of the mean squared gradient
+    grad_clip: float = 0.0  # norm to which larger gradients are scaled down; 0 is off
     warmup_steps: int = 0  # steps over which the learning rate rises from zero, a tenth of all at most
-    decay: bool = False  # let the learning rate fall, after the warm-up, linearly to zero at the last step
-    without_replacement: bool = False  # read no window of the text again before all of it has been read
+    schedule: Literal["constant", "linear"] = "constant"  # of the learning rate after them; linear ends at zero
+    sampling: Literal["random", "epoch"] = "random"  # windows drawn at random, or each once an epoch, shuffled
     eval_interval: int = 500  # steps from one evaluation to the next
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the products; auto takes the faster one
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the matmuls; auto takes the faster one
     corpus: str = "auto"  # a UTF-8 text file; auto is Tiny Shakespeare, pydoc the offline text
-    loss_csv: Path = LOSS_CSV  # the log that each evaluation joins
-    runs_dir: Path = RUNS_DIR  # where the run is saved, at every evaluation
+    loss_csv: Path = LOSS_CSV  # the log that each evaluation is appended to
+    runs_dir: Path = RUNS_DIR  # where the checkpoint is saved, at every evaluation
     resume: bool = False  # go on with the run of these settings that was stopped
-    skip_device_check: bool = False  # train on a device that computes something else than the CPU
+    skip_device_check: bool = False  # train on a device whose results differ from the CPU's
     prompt: str = ""  # text that the sample at the end continues; empty is a line break
     sample_length: int = 400  # characters to sample at the end
-    temperature: float = 1.0  # of the sample: below 1 bolder, 0 always the likeliest character
+    temperature: float = 1.0  # of the sample: divides the logits; 0 takes the likeliest character
     top_k: int = 0  # sample among the k likeliest characters; 0 is all of them
 
     def __post_init__(self):
-        for field in fields(self):
-            _check_range(field.name, getattr(self, field.name))
+        check_ranges(self)
         if self.minutes and self.resume:
-            raise UserError("--resume goes on to the steps that a run was given: name them with --steps, not --minutes")
+            raise UserError("--resume needs the steps that the run was given: name them with --steps, not --minutes")
         n_embd, n_head = getattr(self, "n_embd", 0), getattr(self, "n_head", 1)
         if n_embd % n_head:
             raise UserError(
-                f"--n-head {n_head} does not divide --n-embd {n_embd}: each head takes an equal share of the width; "
-                f"try --n-embd {max(n_embd // n_head, 1) * n_head}"
-            )
-        if getattr(self, "PAIRS", False) and n_embd // n_head % 2:
-            raise UserError(
-                f"--n-embd {n_embd} gives each of {n_head} heads {n_embd // n_head} numbers, which cannot be paired; "
-                f"try --n-embd {n_embd + n_head}"
+                f"--n-embd {n_embd} is not divisible by --n-head {n_head}; try --n-embd {-(-n_embd // n_head) * n_head}"
             )
 
-
-def _check_range(name: str, value) -> None:
-    """Every whole number is a size, 1 or more, and every other one positive, but for those named here."""
-    if type(value) not in (int, float):  # bool, which Python counts among the ints, is neither
-        return
-    may_be_zero = name in MAY_BE_ZERO
-    below = 1 if name in BELOW_ONE else 2**63 if type(value) is int else float("inf")
-    smallest = "0 or more" if may_be_zero else "1 or more" if type(value) is int else "more than 0"
-    if not (0 <= value < below and (value or may_be_zero)):  # so that nan fails as well
-        bound = f" and below {below}" if below != float("inf") else ""
-        raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be {smallest}{bound}")
+    @classmethod
+    def from_preset(cls, preset: str | None):
+        """The settings before any flag is typed: the rung's own, or those that `preset` puts in their place."""
+        return cls()
 
 
-def fingerprint(config: TrainConfig) -> str:
-    """Eight hex digits that are equal where two configurations of a rung may be compared."""
-    younger = CAME_LATER.items()
-    settings = json.dumps(
-        {name: value for name, value in compared(config).items() if (name, value) not in younger}, sort_keys=True
-    )
-    return hashlib.sha256(settings.encode("utf-8")).hexdigest()[:8]
+def check_ranges(options: object) -> None:
+    """Raises UserError for a field of `options`, a dataclass, that breaks the rule for its name."""
+    for rule, names in RULES.items():
+        for name in sorted(names & vars(options).keys()):
+            value = getattr(options, name)
+            if not HOLDS[rule](value):
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it has to be {rule}")
+
+
+def settings(config: TrainConfig) -> dict:
+    """The settings that shape a run's result."""
+    return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in NOT_HASHED}
+
+
+def config_hash(config: TrainConfig) -> str:
+    """Eight hex digits that are equal where two runs of a rung have the same `settings`."""
+    return hashlib.sha256(json.dumps(settings(config), sort_keys=True).encode("utf-8")).hexdigest()[:8]
 
 
 def changed_flags(config: TrainConfig) -> str:
-    """The settings that shape the result and are not the rung's own, or its recipe's, as they would be typed."""
-    start = starting_point(config)
-    recipe = ["--recipe", config.recipe] if compared(start) != compared(type(config)()) else []
-    own = compared(start)
-    changed = [word for name, value in compared(config).items() if value != own[name] for word in _flag(name, value)]
-    return " ".join([*recipe, *changed])
+    """The preset, and the settings that differ from it and shape the result, as they would be typed."""
+    start, plain = config.from_preset(getattr(config, "preset", None)), type(config)()
+    preset = ["--preset", config.preset] if settings(start) != settings(plain) else []
+    return " ".join(preset + _differing(config, start, settings(config)))
 
 
 def all_flags(config: TrainConfig) -> list[str]:
-    """Every setting that is not the rung's own, or its recipe's, word for word as it would be typed."""
-    own = starting_point(config)
-    settings = {field.name: getattr(config, field.name) for field in fields(config)}
-    return [word for name, value in settings.items() if value != getattr(own, name) for word in _flag(name, value)]
+    """The preset, and every setting that differs from it, word for word as it would be typed."""
+    preset = getattr(config, "preset", None)
+    names = [field.name for field in fields(config) if field.name != "preset"]
+    return (["--preset", preset] if preset else []) + _differing(config, config.from_preset(preset), names)
 
 
-def starting_point(config: TrainConfig) -> TrainConfig:
-    """What was there before flags were typed: the rung's own settings, or its recipe's in their place."""
-    return type(config)(**getattr(config, "RECIPES", {}).get(getattr(config, "recipe", None), {}))
+def _differing(config: TrainConfig, start: TrainConfig, names) -> list[str]:
+    return [
+        word
+        for name in names
+        if getattr(config, name) != getattr(start, name)
+        for word in _flag(name, getattr(config, name))
+    ]
 
 
 def _flag(name: str, value) -> list[str]:
@@ -123,8 +129,3 @@ def _flag(name: str, value) -> list[str]:
     if isinstance(value, bool):
         return [f"--{typed}" if value else f"--no-{typed}"]
     return [f"--{typed}={value}"] if str(value).startswith("-") else [f"--{typed}", str(value)]
-
-
-def compared(config: TrainConfig) -> dict:
-    """The settings that shape a run's result: they are equal wherever two runs may be compared."""
-    return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in NOT_COMPARED}

@@ -1,4 +1,4 @@
-"""Which device a run uses, how precisely it multiplies there, and how much at a time.
+"""Which device a run uses, in which precision its matmuls are there, and how much it does at a time.
 
 Apple's MPS has its own rules. None of them fails loudly when it is broken, so they are all listed here, with the reason
 (numbers are of issues of pytorch/pytorch) and the place that keeps them; `tests/test_mps_rules.py` holds them.
@@ -6,12 +6,12 @@ Apple's MPS has its own rules. None of them fails loudly when it is broken, so t
 1. fp32 unless bf16 is asked for, and never fp16 with a scaled gradient: that has trained to nan (142397, 184286).
    `choose_precision`
 2. Attention is written out, with a mask: torch's own, in half precision with is_causal under no_grad, let positions see
-   the future (195910), and in fp32 read out of bounds in earlier versions (152344, 174861). Every rung.
-3. No `torch.compile`: unfinished there (150121), a compiled LayerNorm was silently wrong (191976). `worth_compiling`
+   later characters (195910), and in fp32 read out of bounds in earlier versions (152344, 174861). Every rung.
+3. No `torch.compile`: unfinished there (150121), a compiled LayerNorm was silently wrong (191976). `compile_pays`
 4. No non_blocking copies to it: they have delivered stale data (139550, 189690). `Corpus.batch`
 5. Samples are drawn on the CPU: multinomial has returned ids out of range and of probability zero (92752, 136623,
-   192577). `stream`
-6. No float64, which it does not have (122602): losses are summed on the CPU. `exact_loss`
+   192577). `generate`
+6. No float64, which it does not have (122602): losses are summed on the CPU. `summed_loss`
 7. Shapes stay fixed, in sampling too: memory grows with every new one (132596, 164299). `consecutive_windows`,
    `shapes_may_grow`
 8. It has a random state of its own: batches and starting weights are drawn on the CPU, so that they are the same
@@ -20,8 +20,7 @@ Apple's MPS has its own rules. None of them fails loudly when it is broken, so t
 
 from __future__ import annotations
 
-import contextlib
-import time
+import platform
 from importlib.util import find_spec
 
 import torch
@@ -29,11 +28,11 @@ import torch
 from data import UserError
 from training import ranks
 
-TINY = 1_000_000  # parameters; below it a step is bound by the overhead of calls, which lower precision only adds to
+TINY = 1_000_000  # parameters; below it a step is bound by the overhead of calls, which autocast only adds to
 
 CPU_TOKENS_AT_ONCE = 2048  # of a training step; fewer brought no more speed
 
-COMPILE_PAYS_AFTER = 180  # seconds of a run on CUDA; the compiler takes a minute or so, and saves a part of each step
+COMPILE_PAYS_AFTER = 180  # seconds of a run on CUDA; the compiler takes about a minute, and saves a part of each step
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,7 +42,7 @@ def choose_device(name: str) -> torch.device:
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if ranks.launched():
-        there["mps"] = False  # torch has no way for processes to exchange what lies there
+        there["mps"] = False  # torch has no process group for it
     if name == "auto":
         name = next(kind for kind, is_there in there.items() if is_there)
     if ranks.launched() and name == "cuda":
@@ -62,41 +61,53 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device, n_parameters: int) -> str:
-    """ "fp32" or "bf16" for `--precision`; "auto" takes the one that is faster on this device for this size."""
+    """ "fp32" or "bf16" for `--precision`; "auto" is bf16 for large models where the device has it natively.
+
+    A processor without bf16 instructions emulates them, several times slower than fp32.
+    """
     if name != "auto":
         return name
-    if n_parameters < TINY or device.type == "mps":  # on MPS half precision has leaked future tokens without a word
+    if n_parameters < TINY or device.type == "mps":  # on MPS half precision has leaked later characters silently
         return "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # Processors without bf16 units emulate them, several times slower than fp32: only a measurement tells.
-    return min(("fp32", "bf16"), key=_seconds_of_a_product)
+    return "bf16" if native_bf16() else "fp32"
 
 
-def autocast(device: torch.device, precision: str):
-    """The context in which a model's forward pass runs in `precision`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+def native_bf16() -> str:
+    """How this machine's processor multiplies bf16: "amx", "avx512" or "arm"; empty where it has no instructions."""
+    features = torch.cpu.get_capabilities()
+    names = {"amx_bf16": "amx", "avx512_bf16": "avx512", "bf16": "arm"}
+    return next((name for feature, name in names.items() if features.get(feature)), "")
 
 
-def sequences_at_once(device: torch.device, block_size: int) -> int:
-    """How many sequences of a batch to run forward and backward in one go; the gradients of a batch's parts add up.
+def processor(device: torch.device) -> str:
+    """What the log names as the processor: its model, and how it multiplies bf16, if it does."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = " ".join(str(torch.cpu.get_capabilities().get("cpu_name") or platform.machine()).split())
+    return f"{model}, bf16: {native_bf16() or 'no'}"
+
+
+def micro_batch(device: torch.device, block_size: int) -> int:
+    """How many sequences of a batch to run forward and backward at a time; the gradients of the parts add up.
 
     On a CPU few, so that memory does not grow with the batch. A GPU wants them all.
     """
     return max(1, CPU_TOKENS_AT_ONCE // block_size) if device.type == "cpu" else 2**31
 
 
-def worth_compiling(device: torch.device, seconds: float) -> bool:
+def compile_pays(device: torch.device, seconds: float) -> bool:
     """Whether `torch.compile` wins back its own start-up in a run that would take so many seconds without.
 
-    On a CPU the compiled step was no faster than the plain one; on MPS it has given wrong results without a word.
-    Compiling for CUDA takes Triton, which torch does not bring on every system.
+    On a CPU the compiled step was no faster than eager; on MPS it has given wrong results silently. Compiling for CUDA
+    takes Triton, which torch does not bring on every system.
     """
     return device.type == "cuda" and seconds > COMPILE_PAYS_AFTER and find_spec("triton") is not None
 
 
 def shapes_may_grow(device: torch.device) -> bool:
-    """Whether a model may sample with a cache, whose shapes are new with each character. MPS keeps memory for each."""
+    """Whether a model may generate with a cache, whose shapes grow with each character: MPS keeps memory for each."""
     return device.type != "mps"
 
 
@@ -108,19 +119,8 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _seconds_of_a_product(precision: str) -> float:
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    a, b = torch.ones(1024, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    times = []
-    for _ in range(6):  # the first is slower, and the fastest is the least disturbed
-        started = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
 def describe(device: torch.device) -> str:
-    """What a person would call it: "cpu (2 threads)", "cuda (NVIDIA H200)"."""
+    """What the terminal is told: "cpu (2 threads)", "cuda (NVIDIA H200)"."""
     if device.type == "cpu":
         return f"cpu ({torch.get_num_threads()} threads)"
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type

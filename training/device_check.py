@@ -1,4 +1,4 @@
-"""A device against the CPU, before a run relies on it: backends have been wrong without a word."""
+"""A device against the CPU, before a run relies on it: backends have been wrong silently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from data import Corpus, UserError
 from training.config import TrainConfig
-from training.device import autocast
+from training.update import autocast
 
 SEQUENCES = 2  # enough to tell them apart, few enough for a second's work
 NOISE = 0.1  # added to gains and biases

@@ -6,32 +6,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-LEVELS = 256  # a random byte decides on each number
+LEVELS = 256  # values of the random byte that decides on each element
 
 
 class Dropout(nn.Dropout):
-    """torch's own dropout (Srivastava et al., 2014), but that on a CPU `p` is rounded to a multiple of 1/256.
+    """nn.Dropout (Srivastava et al., 2014), except that on a CPU `p` is rounded to a multiple of 1/256.
 
     torch draws a number for each element, which takes a CPU a seventh of the scaled-up rung's step. Here one draw of
-    64 bits decides on eight elements, a byte each. The rest is the same: an element is silenced with probability p, or
+    64 bits decides on eight elements, a byte each. The rest is the same: an element is dropped with probability p, or
     else divided by 1 - p, so that the mean stays what it was.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        silenced = min(round(self.p * LEVELS), LEVELS - 1)  # of the 256 values of a byte
+        dropped = min(round(self.p * LEVELS), LEVELS - 1)  # of the 256 values of a byte
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
-        if not silenced:
+        if not dropped:
             return x
         draws = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
         bytes_ = draws.view(torch.uint8)[: x.numel()].view(x.shape)
-        return x * (bytes_ >= silenced).to(x.dtype).mul_(LEVELS / (LEVELS - silenced))
+        return x * (bytes_ >= dropped).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
 
 
 def seed_dropout(device: torch.device, seed: int, step: int, rank: int) -> None:
-    """Let what a step silences depend on these numbers alone, so that a run that was stopped goes on as it would have.
+    """Make what a step drops depend on these numbers alone, so that a resumed run drops what it would have.
 
-    torch.manual_seed would do, for every device there is, and take as long as a quarter of a small rung's step.
+    torch.manual_seed would do, for every device there is, but takes a quarter of a small rung's step.
     """
     mixed = int(np.random.SeedSequence((seed, step), spawn_key=(rank,)).generate_state(1, np.uint64)[0])
     generator = torch.default_generator if device.type == "cpu" else getattr(torch, device.type)

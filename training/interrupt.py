@@ -1,4 +1,4 @@
-"""Ctrl-C and its like: noted when they come, and obeyed between two steps, once the run is saved."""
+"""Ctrl-C and other signals that end a run: noted when they come, obeyed between two steps, once the run is saved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stop:
 
     def wanted(self) -> bool:
         """Whether any rank was told to stop: all have to end after the same step."""
-        return ranks.least(-self.number) < 0
+        return ranks.all_reduce_min(-self.number) < 0
 
     @property
     def exit_status(self) -> int:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 
-from einops import rearrange
-from torch.nn import functional as F
-
 from data import Corpus
 from training import ranks
 from training.config import TrainConfig
-from training.device import autocast, sequences_at_once, synchronize
+from training.device import micro_batch, synchronize
+from training.divergence import FiniteCheck
 from training.dropout import seed_dropout
-from training.evaluate import exact_loss
-from training.finite import LossWatch
+from training.evaluate import summed_loss
+from training.schedule import learning_rate
 from training.state import Evaluation, State
+from training.update import apply_update, compute_gradients
 
 
 def train(
@@ -27,53 +26,40 @@ def train(
     nothing: a model trained with many of them ends with the same weights as one trained with few. Raises UserError
     where a loss is not finite.
     """
-    model, optimizers, device = state.model, state.optimizers, corpus.train.device
-    rows = sequences_at_once(device, config.block_size)
-    losses = LossWatch(device)
+    model, device = state.model, corpus.train.device
+    finite = FiniteCheck(device)
     if not state.evaluations:
         yield evaluate(state, corpus, config)
     model.train()
 
     for step in steps:
         started = time.perf_counter()
+        batch = corpus.batch(config.seed, step, config.batch_size, config.block_size, config.sampling)
+        idx, targets = map(ranks.shard, batch)  # (B, T)
         seed_dropout(device, config.seed, step, ranks.rank())
-        batch = corpus.batch(config.seed, step, config.batch_size, config.block_size, config.without_replacement)
-        idx, targets = map(ranks.share, batch)  # (B, T)
         model.zero_grad(set_to_none=True)
-        parts = list(zip(idx.split(rows), targets.split(rows), strict=True))  # their gradients add up
-        for x, y in parts:
-            with autocast(device, precision), ranks.exchanging(state.forward, now=x is parts[-1][0]):
-                logits = state.forward(x)  # (b, T, V)
-            loss = F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(y, "b t -> (b t)"))
-            losses.see(step, loss)
-            (loss * (len(x) / len(idx))).backward()
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config)
-            optimizer.step()
+        loss = compute_gradients(state.forward, idx, targets, precision, micro_batch(device, config.block_size))
+        finite.see(step, loss)
+        apply_update(model, state.optimizers, learning_rate(step, config), config.grad_clip, precision)
 
         state.step = step + 1
         due = state.step % config.eval_interval == 0 or state.step == config.steps
         if due:
             synchronize(device)
-            losses.check()
+            finite.check()
         state.seconds += time.perf_counter() - started
         if due:
             yield evaluate(state, corpus, config)
-    losses.check()  # whoever ended the steps early will save what they left
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """The learning rate of the update that follows `step` others: up over the warm-up, then level or down to zero."""
-    warmup = min(config.warmup_steps, config.steps // 10)  # a short run has no time for a long one
-    rise = (step + 1) / (warmup + 1)
-    fall = (config.steps - step) / max(1, config.steps - warmup) if config.decay else 1.0
-    return config.learning_rate * min(1.0, rise, fall)
+    finite.check()  # of the steps since the last evaluation, before they are saved
 
 
 def evaluate(state: State, corpus: Corpus, config: TrainConfig) -> Evaluation:
-    """Both losses: of the whole validation split, and of as long a piece from the start of the train split."""
-    seen = corpus.train[: len(corpus.val)]
-    train_loss, val_loss = (exact_loss(state.model, ids, config.block_size) for ids in (seen, corpus.val))
+    """Both exact losses: of the whole validation split, and of as long a piece from the start of the train split."""
+
+    def loss(ids):
+        part = summed_loss(state.model, ids, config.block_size, ranks.rank(), ranks.world_size())
+        return ranks.all_reduce_sum(part) / (len(ids) - 1)
+
+    train_loss, val_loss = loss(corpus.train[: len(corpus.val)]), loss(corpus.val)
     state.evaluations.append(Evaluation(state.step, train_loss, val_loss, state.seconds))
     return state.evaluations[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import secrets
 import subprocess
 import time
@@ -9,10 +11,40 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# The shared code that shapes a result. Nothing else is in these files, so other work does not touch them.
+SHARED_CODE = (
+    "data/batches.py",
+    "training/dropout.py",
+    "training/evaluate.py",
+    "training/optimizers.py",
+    "training/schedule.py",
+    "training/update.py",
+)
 
-def run_name(experiment: str, seed: int) -> str:
+# What a rung's file has besides its architecture: settings have a hash of their own, the rest is for tests and tables.
+NOT_ARCHITECTURE = {"Config", "LESSON", "AFTER"}
+
+
+def rung_code(path: Path) -> str:
+    """Eight hex digits that are equal where two rung files have the same architecture, whatever their settings."""
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    module.body = [node for node in module.body if not isinstance(node, ast.If) and not _names(node) & NOT_ARCHITECTURE]
+    return code_hash(module)
+
+
+def shared_code() -> str:
+    """Eight hex digits that are equal where two runs were trained and evaluated by the same shared code."""
+    return code_hash(*(ast.parse((ROOT / name).read_text(encoding="utf-8")) for name in SHARED_CODE))
+
+
+def code_hash(*modules: ast.Module) -> str:
+    """Eight hex digits that comments, docstrings and formatting do not change, the same on every Python version."""
+    return hashlib.sha256("\n".join(map(_canonical, modules)).encode("utf-8")).hexdigest()[:8]
+
+
+def run_name(rung: str, seed: int) -> str:
     """A name that no other run has, and that sorts by time within a rung and seed."""
-    return f"{experiment}-seed{seed}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
+    return f"{rung}-seed{seed}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
 
 
 def commit() -> str:
@@ -23,13 +55,26 @@ def commit() -> str:
     return head + ("+" if _git("status", "--porcelain", "--", "*.py") else "")
 
 
-def unchanged_since(commit: str, *paths: Path) -> bool:
-    """Whether these files and folders are certain to be those of `commit`, a short hash as `commit()` gives it."""
-    if not commit.isalnum():  # a trailing +: nobody knows what was changed then
-        return False
-    if commit == "unknown" or _git("diff", "--quiet", commit, "--", *map(str, paths)) is None:
-        return False
-    return _git("ls-files", "--others", "--exclude-standard", "--", *map(str, paths)) == ""
+def _names(node: ast.stmt) -> set[str]:
+    """What a statement of a module defines."""
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return {getattr(node, "name", "")} | {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def _canonical(node: object) -> str:
+    """A syntax tree as text. Unlike ast.dump, without what is empty: newer versions of Python add fields."""
+    if isinstance(node, ast.Constant):
+        return ascii(node.value)
+    if isinstance(node, list):
+        return f"[{','.join(map(_canonical, node))}]"
+    if not isinstance(node, ast.AST):
+        return ascii(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty constants to some
+        fields["values"] = [piece for piece in node.values if getattr(piece, "value", None) != ""]
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+        fields["body"] = node.body[1:]
+    return f"{type(node).__name__}({','.join(f'{name}={_canonical(value)}' for name, value in fields.items())})"
 
 
 def _git(*args: str) -> str | None:

@@ -1,8 +1,7 @@
-"""Many processes that train one model, each a part of every batch: torch's DistributedDataParallel under torchrun.
+"""Several processes that train one model, each on a shard of every batch: DistributedDataParallel under torchrun.
 
-Each process is a rank. All hold the same weights, take their share of the same batch, and average their gradients, so
-that every one of them makes the same update. In a process that torchrun did not start, rank 0 of 1, nothing here does
-anything.
+Each process is a rank. All hold the same weights and average their gradients, so all make the same update. In a process
+that torchrun did not start, rank 0 of 1, nothing here does anything.
 """
 
 from __future__ import annotations
@@ -26,13 +25,12 @@ def launched() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
-def count() -> int:
-    """How many ranks there are."""
+def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def rank() -> int:
-    """The number of this process among all: 0 prints, logs and saves."""
+    """The number of this process among all; rank 0 prints, logs and saves."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
@@ -42,8 +40,8 @@ def local_rank() -> int:
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """The ranks find one another, and part at the end. Those other than 0 keep silent in between."""
+def process_group(device: torch.device) -> Iterator[None]:
+    """The ranks' process group. Inside, only rank 0 prints."""
     if not launched():
         yield
         return
@@ -60,58 +58,53 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_first() -> Iterator[None]:
-    """The first rank of each machine does what is inside, and then the others, who find it done: a download, say."""
-    if local_rank() > 0:
-        least(0)  # all ranks have to arrive at this before any goes on
+def local_rank_zero_first() -> Iterator[None]:
+    """The first rank of each machine does what is inside, a download say, and then the others, who find it done."""
+    if launched() and local_rank() > 0:
+        dist.barrier()
     yield
     if launched() and local_rank() == 0:
-        least(0)
+        dist.barrier()
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raises UserError where the ranks cannot have equal shares of a batch, whose means would weigh alike."""
-    if batch_size % count():
-        fitting = max(batch_size // count(), 1) * count()
+    """Raises UserError where the ranks cannot have equal shards of a batch, whose means would not weigh the same."""
+    if batch_size % world_size():
+        fitting = max(batch_size // world_size(), 1) * world_size()
         raise UserError(
-            f"--batch-size {batch_size} does not divide among {count()} processes; use --batch-size {fitting}, "
+            f"--batch-size {batch_size} is not divisible by {world_size()} processes; use --batch-size {fitting}, "
             "or another --nproc-per-node"
         )
 
 
-def share(batch: Tensor) -> Tensor:
+def shard(batch: Tensor) -> Tensor:
     """This rank's sequences of a batch (B, T): (B / ranks, T)."""
-    return batch.chunk(count())[rank()]
+    return batch.chunk(world_size())[rank()]
 
 
-def parallel(model: nn.Module) -> nn.Module:
+def grad_sync(model: nn.Module) -> nn.Module:
     """`model`, such that every backward pass through it leaves the mean of all ranks' gradients."""
-    return DistributedDataParallel(model) if launched() else model
+    return DistributedDataParallel(model, broadcast_buffers=False) if launched() else model
 
 
-def exchanging(forward, now: bool):
-    """The context of a forward pass after whose backward pass gradients are averaged, or `now` being false, not yet."""
-    return contextlib.nullcontext() if now or not launched() else forward.no_sync()
-
-
-def total(number: float) -> float:
+def all_reduce_sum(number: float) -> float:
     """The sum of every rank's `number`, in float64."""
-    return _reduced(torch.tensor(number, dtype=torch.float64), dist.ReduceOp.SUM).item() if launched() else number
+    return _all_reduce(torch.tensor(number, dtype=torch.float64), dist.ReduceOp.SUM).item() if launched() else number
 
 
-def least(number: int) -> int:
+def all_reduce_min(number: int) -> int:
     """The smallest of every rank's `number`."""
-    return int(_reduced(torch.tensor(number), dist.ReduceOp.MIN)) if launched() else number
+    return int(_all_reduce(torch.tensor(number), dist.ReduceOp.MIN)) if launched() else number
 
 
-def same(value: Any) -> Any:
-    """Rank 0's `value`, for all: of what each would find a little different, such as a measured time."""
+def broadcast(value: Any) -> Any:
+    """Rank 0's `value`, on every rank."""
     values = [value]
     if launched():
         dist.broadcast_object_list(values, device=torch.device("cpu"))
     return values[0]
 
 
-def _reduced(tensor: Tensor, operation: dist.ReduceOp) -> Tensor:
-    dist.all_reduce(tensor, operation)  # on the CPU, where no GPU has to be waited for
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp) -> Tensor:
+    dist.all_reduce(tensor, operation)  # on the CPU, so that no GPU has to be waited for
     return tensor

@@ -1,4 +1,4 @@
-"""A rung's command, from its flags to its sample."""
+"""A rung's command: prepare, plan, train, report."""
 
 from __future__ import annotations
 
@@ -6,31 +6,27 @@ import contextlib
 import inspect
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from data import Corpus, load_corpus
-from training import ranks
-from training.cli import as_typed, errors_in_one_line, parse, unbreakable_output
+from training import console, ranks
+from training.cli import errors_in_one_line, parse, unbreakable_output
 from training.config import TrainConfig
-from training.device import choose_device, choose_precision, describe, worth_compiling
+from training.device import choose_device, choose_precision, compile_pays
 from training.device_check import check_device
+from training.generation import encode_prompt, generate
 from training.interrupt import Stop, stop_on_signals
 from training.loop import train
-from training.pace import measure_pace
-from training.record import Record
-from training.sampling import encode_prompt, sample
+from training.record import Record, check_outputs
 from training.state import Evaluation, State
+from training.throughput import Throughput, measure_throughput, with_dropout_for_its_epochs
 
-TRUSTED = "cpu"  # the kind of device that all others are checked against
-LONG = 120  # seconds; a run that takes longer says so before it starts
-FAR = 0.1  # of the minutes that were asked for; a run that misses them by more says why
+OnEvaluation = Callable[[Evaluation], None]
 
 
 def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: Sequence[str] | None = None) -> None:
@@ -41,125 +37,97 @@ def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: S
 
 
 def train_rung(
-    language_model: type[nn.Module], config: TrainConfig, tell: Callable[[Evaluation], None] | None = None
+    language_model: type[nn.Module], config: TrainConfig, on_evaluation: OnEvaluation | None = None
 ) -> Evaluation:
-    """Train one rung as `config` says, telling the terminal how it goes, and `tell` of each evaluation.
+    """Train one rung as `config` says; returns the last evaluation.
 
-    Returns the last of them. Whatever can be wrong with what was asked is raised as UserError before training starts.
-    A run that a signal ends is saved, and then raises SystemExit.
+    What cannot be done as asked is raised as UserError before training starts. A run that a signal ends is saved, and
+    then raises SystemExit.
     """
     started = time.perf_counter()
-    device = choose_device(config.device)
-    if device.index is not None:  # one GPU of several: it is then meant by whatever names none, such as dropout's seed
-        torch.cuda.set_device(device)
-    # in bf16, queries meet the fp32 gains of an RMSNorm: that is right, if not for torch's fastest kernel
-    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-    with ranks.joined(device), unbreakable_output():
-        return _train(language_model, config, device, started, tell or (lambda evaluation: None))
-
-
-def _train(
-    language_model: type[nn.Module],
-    config: TrainConfig,
-    device: torch.device,
-    started: float,
-    tell: Callable[[Evaluation], None],
-) -> Evaluation:
     script = Path(inspect.getfile(language_model))
-    ranks.check_batch_size(config.batch_size)
-    with ranks.one_first():  # the others find the text that it has fetched
-        corpus = load_corpus(config.corpus)
-    corpus.check_context(config.block_size)
-    prompt = encode_prompt(corpus.tokenizer, config.prompt)
+    device = choose_device(config.device)
+    with ranks.process_group(device), unbreakable_output():
+        corpus, model, precision = prepare(language_model, config, device)
+        state = State.at_start(model, config)
+        console.say_what_starts(script, corpus, config, count_parameters(model), precision)
+        config, throughput = plan(script, state, corpus, config, precision, started)
 
+        record = Record(script, config, corpus, count_parameters(model), precision)
+        with contextlib.closing(record):
+            record.open(state)
+            console.say_how_long(config, state, throughput)
+            with stop_on_signals() as stop, console.progress_bar(script.stem, state.step, config.steps) as bar:
+                steps = steps_until(stop, state.step, config.steps, bar)
+                for evaluation in train(state, corpus, config, record.precision, steps):
+                    record.save_and_log(state)
+                    console.show_evaluation(evaluation, bar)
+                    if on_evaluation:
+                        on_evaluation(evaluation)
+            if state.step < config.steps:
+                record.save(state)
+                console.say_how_to_go_on(script, config, state, record)
+                raise SystemExit(stop.exit_status)
+        if ranks.rank() == 0:
+            console.report(sample(model, corpus, config), config, state, record, time.perf_counter() - started)
+        return state.evaluations[-1]
+
+
+def prepare(
+    language_model: type[nn.Module], config: TrainConfig, device: torch.device
+) -> tuple[Corpus, nn.Module, str]:
+    """The corpus and the untrained model on `device`, and the precision. Raises UserError for what cannot be."""
+    if device.index is not None:  # one GPU of several is then meant wherever none is named, as by dropout's seed
+        torch.cuda.set_device(device)
+    ranks.check_batch_size(config.batch_size)
+    check_outputs(config)
+    with ranks.local_rank_zero_first():  # the others find the text that it has fetched
+        corpus = load_corpus(config.corpus, config.holdout)
+    corpus.check_context(config.block_size)
+    encode_prompt(corpus.tokenizer, config.prompt)  # can the model read it?
     torch.manual_seed(config.seed)
     model = language_model(corpus.tokenizer.vocab_size, config).to(device)
     corpus = corpus.to(device)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    precision = ranks.same(choose_precision(config.precision, device, parameters))
-    state = State.at_start(model, config)
-    with contextlib.closing(Record(script.stem, config, corpus, parameters, precision)) as record:
-        record.open(state)
-        precision = record.precision  # a resumed run keeps its own
-        print(
-            f"{script.stem}: {parameters:,} parameters, {precision} on {describe(device)}, seed {config.seed}\n"
-            f"corpus {corpus.name}, sha256 {corpus.sha256[:12]}: {len(corpus.train):,} characters to train on, "
-            f"{len(corpus.val):,} to validate on, {corpus.tokenizer.vocab_size} distinct",
-            flush=True,
-        )
-        if device.type != TRUSTED and not config.skip_device_check:
-            check_device(model, corpus, config, precision)
-        if state.step == config.steps and state.evaluations:
-            print(f"this run finished with step {state.step:,}: nothing is left to train")
-        else:
-            config = _plan(state, corpus, config, precision, started)
-            record.planned(config)
-
-        with stop_on_signals() as stop, _progress(script.stem, state.step, config.steps) as bar:
-            for evaluation in train(state, corpus, config, precision, _steps(state.step, config.steps, bar, stop)):
-                record.keep(state)
-                _show(evaluation, bar)
-                tell(evaluation)
-            if state.step < config.steps:
-                record.save(state)
-        if state.step < config.steps:
-            _say_how_to_go_on(script, config, state, record)
-            raise SystemExit(stop.exit_status)
-
-    if ranks.rank() == 0:
-        print(f"\n{_sampled_text(model, corpus, config, prompt)}\n")
-    last = state.evaluations[-1]
-    print(f"validation loss {last.val_loss:.4f} after {last.seconds:.1f} s of training")
-    print(f"logged in {config.loss_csv} as {record.run}; model saved as {record.checkpoint}")
-    if config.minutes:
-        print(_off_the_minutes(config, time.perf_counter() - started, last.seconds / config.steps), end="")
-    if record.unsaved:
-        raise record.unsaved
-    return last
+    precision = ranks.broadcast(choose_precision(config.precision, device, count_parameters(model)))
+    if device.type != "cpu" and not config.skip_device_check:
+        check_device(model, corpus, config, precision)
+    return corpus, model, precision
 
 
-def _plan(state: State, corpus: Corpus, config: TrainConfig, precision: str, started: float) -> TrainConfig:
-    """`config` with the steps that fit into its minutes, if it has any; `state` is compiled where that pays.
+def plan(
+    script: Path, state: State, corpus: Corpus, config: TrainConfig, precision: str, started: float
+) -> tuple[TrainConfig, Throughput]:
+    """`config` with the steps and the dropout for its minutes, if it has any; `state` is compiled where that pays.
 
-    Tells how long it will be. started: when the minutes began.
+    started: when the minutes began.
     """
-    model, device = state.model, corpus.train.device
-    to_do = replace(config, steps=config.steps - state.step)
-    pace = ranks.same(measure_pace(model, corpus, config, precision))
-    if worth_compiling(device, 60 * config.minutes or pace.seconds(to_do)):
+    device = corpus.train.device
+    throughput = ranks.broadcast(measure_throughput(state.model, corpus, config, precision))
+    if compile_pays(device, 60 * config.minutes or throughput.seconds(config)):
         print("compiling, which takes a minute", flush=True)
         try:
-            pace = ranks.same(measure_pace(model, corpus, config, precision, compiled=True))
+            throughput = ranks.broadcast(measure_throughput(state.model, corpus, config, precision, compiled=True))
             state.forward = torch.compile(state.forward)
-        except torch._dynamo.exc.TorchDynamoException as error:  # for want of a C compiler, say
+        except torch._dynamo.exc.TorchDynamoException as error:  # without a C compiler, say
             print(f"WARNING: compiling failed ({type(error).__name__}); going on without it, slower", file=sys.stderr)
     if config.minutes:
-        config = to_do = ranks.same(pace.fit(config, 60 * config.minutes - (time.perf_counter() - started)))
-    size = f"{config.batch_size} x {config.block_size} characters"
-    if state.evaluations:  # by an earlier process
-        print(f"going on after step {state.step:,} of {config.steps:,}, of {size} each", flush=True)
-    else:
-        print(f"{config.steps:,} steps of {size}; first, the untrained loss", flush=True)
-    if not config.minutes and pace.seconds(to_do) > LONG:
-        print(_announcement(pace.seconds(to_do), begun=bool(state.evaluations)), flush=True)
-    return config
+        if ranks.rank() == 0:
+            config = throughput.fit(config, 60 * config.minutes - (time.perf_counter() - started))
+            config = with_dropout_for_its_epochs(config, corpus)
+        config = ranks.broadcast(config)
+        set_dropout(state.model, config)
+        console.say_what_was_chosen(script, config, corpus)
+    return config, throughput
 
 
-def _progress(experiment: str, done: int, steps: int) -> tqdm:
-    # where nobody watches, in a file or a pipe, a line every few seconds is enough
-    # and the rate is that of the whole run, for the evaluations to come take their time too
-    pause = 0.1 if sys.stderr.isatty() else 5
-    return tqdm(total=steps, initial=done, desc=experiment, unit="step", mininterval=pause, smoothing=0)
+def set_dropout(model: nn.Module, config: TrainConfig) -> None:
+    """Give every dropout layer of `model`, made before it was chosen, the probability of `config`."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = config.dropout
 
 
-def _show(evaluation: Evaluation, bar: tqdm) -> None:
-    if evaluation.step == 0:
-        bar.reset()  # its clock starts with the first step
-    bar.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
-    sys.stdout.flush()  # for whoever reads along through a pipe
-
-
-def _steps(done: int, steps: int, bar: tqdm, stop: Stop) -> Iterator[int]:
+def steps_until(stop: Stop, done: int, steps: int, bar: tqdm) -> Iterator[int]:
     for step in range(done, steps):
         if stop.wanted():
             return
@@ -167,44 +135,18 @@ def _steps(done: int, steps: int, bar: tqdm, stop: Stop) -> Iterator[int]:
         bar.update()
 
 
-def _say_how_to_go_on(script: Path, config: TrainConfig, state: State, record: Record) -> None:
-    kept = "not saved" if record.unsaved else "saved"
-    again = as_typed(script, replace(config, minutes=0.0, resume=True))
-    print(f"stopped after step {state.step:,} of {config.steps:,}, {kept}; to go on: {again}", file=sys.stderr)
-
-
-def _announcement(seconds: float, begun: bool) -> str:
-    """How long it will be, and how to have it shorter; of one that has `begun`, that would be another run."""
-    minutes = seconds / 60
-    duration = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-    if begun:
-        return f"this will take about {duration} more"
-    less = max((choice for choice in (1, 2, 5, 10) if choice < minutes / 2), default=1)
-    return f"this will take about {duration}; for less, stop it and start again with --minutes {less}"
-
-
-def _off_the_minutes(config: TrainConfig, took: float, step: float) -> str:
-    """A line where `took` seconds are far from those asked for, with the steps that fit at so many seconds a `step`."""
-    asked = 60 * config.minutes
-    if abs(asked - took) <= max(FAR * asked, 2 * step):  # as close as whole steps come
-        return ""
-    change = "faster" if took < asked else "slower"
-    steps = max(1, config.steps + int((asked - took) / step))
-    return (
-        f"this took {took / 60:.1f} minutes, not {config.minutes:g}: the machine was {change} than while its steps "
-        f"were timed, as when other work ends or begins; at this pace, --steps {steps} fills them\n"
-    )
-
-
-def _sampled_text(model: nn.Module, corpus: Corpus, config: TrainConfig, prompt: Tensor) -> str:
-    generator = torch.Generator().manual_seed(config.seed)
-    ids = sample(
+def sample(model: nn.Module, corpus: Corpus, config: TrainConfig) -> str:
+    ids = generate(
         model,
-        prompt,
+        encode_prompt(corpus.tokenizer, config.prompt),
         config.sample_length,
         config.block_size,
         temperature=config.temperature,
         top_k=config.top_k,
-        generator=generator,
+        generator=torch.Generator().manual_seed(config.seed),
     )
     return corpus.tokenizer.decode(ids).strip("\n")
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from training import ranks
 from training.config import TrainConfig
+from training.optimizers import make_optimizers
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Where a run stands. Losses in nats a character, seconds of training without its evaluations."""
+    """Losses after a step, in nats per character, and the seconds of training until then, evaluations not counted."""
 
     step: int
     train_loss: float
@@ -26,8 +27,8 @@ class Evaluation:
 class State:
     """All that changes while a model is trained. Batches and dropout follow from the seed and `step`.
 
-    forward: what a training step calls: the model, wrapped for many ranks, or compiled, or both. Evaluations, whose
-    shapes differ, and which every rank does alone, call the model itself.
+    forward: what a training step calls: the model, wrapped for several ranks, or compiled, or both. Evaluations, whose
+    shapes differ and which are divided among the ranks otherwise, call the model itself.
     """
 
     model: nn.Module
@@ -39,16 +40,6 @@ class State:
 
     @classmethod
     def at_start(cls, model: nn.Module, config: TrainConfig, *, compiled: bool = False) -> State:
-        """The state before the first step: `model` as it is, on its device, and optimizers that have seen nothing.
-
-        Those are the model's own, by a method `optimizers` that takes the settings; without one, AdamW for all of it.
-        """
-        forward = ranks.parallel(model)
-        optimizers = model.optimizers(config) if hasattr(model, "optimizers") else [adamw(model, config)]
-        return cls(model, torch.compile(forward) if compiled else forward, optimizers)
-
-
-def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter, 2019) for all weights of `model`; each step of training sets its learning rate."""
-    betas = (0.9, config.beta2)
-    return torch.optim.AdamW(model.parameters(), betas=betas, weight_decay=config.weight_decay, fused=True)
+        """The state before the first step: `model` as it is, on its device, and new optimizers."""
+        forward = ranks.grad_sync(model)
+        return cls(model, torch.compile(forward) if compiled else forward, make_optimizers(model, config))

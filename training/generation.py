@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from data import CharTokenizer, UserError
-from training.cache import caches, remembering
+from training.cache import caches, use_cache
 from training.device import shapes_may_grow
 
 
-def sample(model: nn.Module, idx: Tensor, length: int, block_size: int, **settings) -> Tensor:
+def generate(model: nn.Module, idx: Tensor, length: int, block_size: int, **settings) -> Tensor:
     """Continue `idx`, int64 (T,) with T >= 1, by `length` ids: int64 (T + length,), on the CPU.
 
     The settings are those of `stream`. The model is in evaluation mode meanwhile.
@@ -35,18 +35,18 @@ def stream(
     generator: torch.Generator | None = None,
     cached: bool = True,
 ) -> Iterator[int]:
-    """The ids that continue `idx`, int64 (T,) with T >= 1, one after the other and without end.
+    """The ids that continue `idx`, int64 (T,) with T >= 1, one after the other, without end.
 
     The model has to be in evaluation mode.
 
     temperature: divides the logits; 0 takes the likeliest id each time. top_k: draw among the k likeliest, 0 for all.
     generator: a CPU generator, which alone decides the draws: they are made on the CPU, where the same seed means the
     same draws whatever the model runs on. cached: let a model that has a `Cache` use it; the text is the same, but past
-    the context only where that cache has no window of its own (see `_remembered`).
+    the context only where that cache has no window of its own (see `_cached`).
     """
     text = idx.tolist()
     cached = bool(cached and caches(model)) and shapes_may_grow(next(model.parameters()).device)
-    for logits in (_remembered if cached else _recomputed)(model, text, block_size):
+    for logits in (_cached if cached else _recomputed)(model, text, block_size):
         text.append(_draw(logits.float().cpu(), temperature, top_k, generator))
         yield text[-1]
 
@@ -91,7 +91,7 @@ def _recomputed(model: nn.Module, text: list[int], block_size: int) -> Iterator[
 
 
 @torch.no_grad()
-def _remembered(model: nn.Module, text: list[int], block_size: int) -> Iterator[Tensor]:
+def _cached(model: nn.Module, text: list[int], block_size: int) -> Iterator[Tensor]:
     """The same, by a model with a cache, which is shown every character once, and half a window when that moves on.
 
     Where the cache has a window of its own, that moves by itself, and nothing is ever shown twice. Such a model goes by
@@ -104,7 +104,7 @@ def _remembered(model: nn.Module, text: list[int], block_size: int) -> Iterator[
         memory = {}
         while endless or window_start(len(text), model, block_size) == start:
             new, done = torch.tensor([text[done:]], device=device), len(text)
-            with remembering(model, memory):
+            with use_cache(model, memory):
                 logits = model(new)[0, -1]
             yield logits
 

@@ -1,4 +1,4 @@
-"""How fast a run goes, measured before it starts: by this its end is told, and its steps fitted into given minutes."""
+"""How fast a run goes, measured before it starts: to tell its end, and to fit its steps into given minutes."""
 
 from __future__ import annotations
 
@@ -15,49 +15,62 @@ from training import ranks
 from training.config import TrainConfig
 from training.device import synchronize
 from training.evaluate import TOKENS_AT_ONCE, exact_loss
+from training.generation import generate
 from training.loop import train
-from training.sampling import sample
 from training.state import State
 
 TRIAL_SECONDS = 3.0  # of the steps that are timed, about
 SLOW = 5.0  # seconds; of steps that take longer, one tells enough
 EVALUATIONS_SHARE = 0.05  # of a run of given minutes, for evaluations between the first and the last
 
+# The dropout of a run of given minutes, by how many epochs it has at least: what is read more often is memorised more.
+DROPOUT_BY_EPOCHS = ((0, 0.0), (4, 0.1), (8, 0.2))
+
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Seconds that a training step, an evaluation of both splits and the sample at the end take."""
 
     step: float
     evaluation: float
     sample: float
 
-    def seconds(self, config: TrainConfig) -> float:
-        """What a run takes from its first evaluation to its sample."""
-        evaluations = 1 + -(-config.steps // config.eval_interval)
-        return config.steps * self.step + evaluations * self.evaluation + self.sample
+    def seconds(self, config: TrainConfig, done: int = 0) -> float:
+        """What a run takes from its first evaluation to its sample, where `done` steps are done already."""
+        evaluations = 1 + -(-(config.steps - done) // config.eval_interval)
+        return (config.steps - done) * self.step + evaluations * self.evaluation + self.sample
 
     def fit(self, config: TrainConfig, seconds: float) -> TrainConfig:
         """`config` with as many steps as `seconds` allow, evaluations and sample included. Raises UserError for none.
 
-        The learning rate is scheduled by the steps, so it ends its fall just as the time is up. Evaluations between
-        the first and the last are spread out until they take no more than a twentieth of the time.
+        Evaluations between the first and the last are spread out until they take no more than a twentieth of the time.
         """
         between = int(EVALUATIONS_SHARE * seconds / self.evaluation)
         steps = int((seconds - self.sample - (2 + between) * self.evaluation) / self.step)
         if steps < 1:
             needed = 60 * config.minutes - seconds + self.sample + 2 * self.evaluation + self.step
             raise UserError(
-                f"--minutes {config.minutes:g} leaves no time for a step; getting ready, two evaluations, a sample and "
+                f"--minutes {config.minutes:g} leaves no time for a step; start-up, two evaluations, a sample and "
                 f"a step take {needed:.0f} s here: give it more, or use a smaller --batch-size or model"
             )
-        interval = max(config.eval_interval, -(-steps // (between + 1)))
-        return replace(config, steps=steps, eval_interval=interval)
+        return replace(config, steps=steps, eval_interval=max(config.eval_interval, -(-steps // (between + 1))))
 
 
-def measure_pace(
+def epochs(config: TrainConfig, corpus: Corpus) -> float:
+    """How often a run reads the train split."""
+    return config.steps * config.batch_size * config.block_size / len(corpus.train)
+
+
+def with_dropout_for_its_epochs(config: TrainConfig, corpus: Corpus) -> TrainConfig:
+    """`config` with the dropout that its epochs want, where it has one and none was given."""
+    if getattr(config, "dropout", None) != getattr(config.from_preset(getattr(config, "preset", None)), "dropout", 0):
+        return config
+    return replace(config, dropout=max(p for least, p in DROPOUT_BY_EPOCHS if epochs(config, corpus) >= least))
+
+
+def measure_throughput(
     model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, *, compiled: bool = False
-) -> Pace:
+) -> Throughput:
     """Train `model` for a few steps with the loop itself, evaluate and sample a little, and put everything back.
 
     What follows is not changed by it: the weights and the state of the random generators are those of before.
@@ -72,13 +85,13 @@ def measure_pace(
             model.load_state_dict(weights)
             model.zero_grad(set_to_none=True)
         some = corpus.val[: max(TOKENS_AT_ONCE, config.block_size) + 1]
-        evaluating = _seconds(lambda: exact_loss(model, some, config.block_size), device)
+        evaluation = _seconds(lambda: exact_loss(model, some, config.block_size), device)
         prompt, characters = torch.zeros(1, dtype=torch.long), min(8, config.sample_length)
-        sampling = _seconds(lambda: sample(model, prompt, characters, config.block_size), device)
-    return Pace(
+        sample = _seconds(lambda: generate(model, prompt, characters, config.block_size), device)
+    return Throughput(
         step=step,
-        evaluation=2 * evaluating * (len(corpus.val) - 1) / (len(some) - 1),
-        sample=sampling * config.sample_length / max(1, characters),
+        evaluation=2 * evaluation * (len(corpus.val) - 1) / (len(some) - 1),
+        sample=sample * config.sample_length / max(1, characters),
     )
 
 
@@ -91,12 +104,12 @@ def _step_seconds(model: nn.Module, corpus: Corpus, config: TrainConfig, precisi
 
     def trial(steps: int, eval_interval: int) -> list[float]:
         # hardly any learning: a rate so high that the loss explodes is for the run itself to tell
-        settings = replace(config, steps=steps, eval_interval=eval_interval, learning_rate=1e-30)
-        state = State.at_start(model, settings, compiled=compiled)
-        return [evaluation.seconds for evaluation in train(state, short, settings, precision, range(steps))]
+        trial_config = replace(config, steps=steps, eval_interval=eval_interval, learning_rate=1e-8)
+        state = State.at_start(model, trial_config, compiled=compiled)
+        return [evaluation.seconds for evaluation in train(state, short, trial_config, precision, range(steps))]
 
     _, first, second = trial(2, eval_interval=1)
-    one = ranks.same(second - first)
+    one = ranks.broadcast(second - first)
     if one > SLOW:
         return one
     steps = min(100, max(3, round(TRIAL_SECONDS / max(one, 1e-6))))

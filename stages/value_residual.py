@@ -1,0 +1,187 @@
+"""Rung 14, value residual: the first block's values mixed into every block's.
+
+What is new: the values that attention gathers are a mixture of the block's own and the first block's, with two learned
+weights a block (value residual: Zhou et al., 2024). The first block's values depend on their own character alone;
+mixing them in lets deeper layers attend to it undiluted by what the residual stream has gathered since.
+
+In the curve: a gain that shows in several seeds only.
+"""
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from training import ScaledConfig, run
+from training.cache import Cache
+from training.dropout import Dropout
+from training.optimizers import adamw
+
+LESSON = ("SelfAttention.__init__", "SelfAttention.forward", "Block.forward", "LanguageModel.forward")  # from muon.py
+
+
+class Config(ScaledConfig):
+    """Rung 8's settings."""
+
+
+def rotary_angles(block_size, d):
+    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
+
+
+def apply_rotary(x, cos, sin):
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (T, D / 2)."""
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
+
+
+class SelfAttention(nn.Module):
+    """Each position takes a weighted mean of the values up to its own: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # query, key and value in one matmul
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads' results
+        self.q_norm = nn.RMSNorm(config.n_embd // config.n_head)
+        self.k_norm = nn.RMSNorm(config.n_embd // config.n_head)
+        self.value_lambdas = nn.Parameter(torch.tensor([0.5, 0.5]))  # weights of the first block's values and its own
+        self.dropout = Dropout(config.dropout)
+        self.cache = Cache(window=config.block_size)
+
+    def forward(self, x, first_values, mask, cos, sin):
+        T = x.shape[1]
+        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
+        q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
+        first_values = v if first_values is None else first_values  # (B, H, T, D), None in the first block itself
+        v = self.value_lambdas[0] * first_values + self.value_lambdas[1] * v
+        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; in fp32 like its gains
+        k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
+        q, k = apply_rotary(q, cos[-T:], sin[-T:]), apply_rotary(k, cos, sin)  # scores now depend on distances alone
+        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
+        weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
+        x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
+        return self.dropout(self.proj(x)), first_values  # (B, T, C), (B, H, T, D)
+
+
+class FeedForward(nn.Module):
+    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden = 8 * config.n_embd // 3  # three matrices of 8/3 C have the parameters of two of 4 C
+        self.up = nn.Linear(config.n_embd, 2 * hidden, bias=False)  # the gate and what it gates in one matmul
+        self.down = nn.Linear(hidden, config.n_embd, bias=False)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x):
+        gate, x = rearrange(self.up(x), "batch time (two hidden) -> two batch time hidden", two=2)  # (B, T, 8/3 C) each
+        x = F.silu(gate) * x
+        return self.dropout(self.down(x))  # (B, T, C)
+
+
+class Block(nn.Module):
+    """Communication, then computation: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.feed_forward = FeedForward(config)
+        self.norm1 = nn.RMSNorm(config.n_embd)
+        self.norm2 = nn.RMSNorm(config.n_embd)
+
+    def forward(self, x, first_values, mask, cos, sin):
+        attended, first_values = self.attention(self.norm1(x), first_values, mask, cos, sin)
+        x = x + attended
+        x = x + self.feed_forward(self.norm2(x))
+        return x, first_values
+
+
+def newton_schulz(x):
+    """Matrices x (N, R, C), their singular values brought close to one, their singular vectors kept.
+
+    Each iteration applies a s + b s^3 + c s^5 to all singular values s: steep at zero, so that small ones grow fast, and
+    near one from there on (Jordan et al., 2024). Those above 1/500 of x's norm end up between 0.68 and 1.20.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # x @ x.mT is then the smaller of the two Gram matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above one
+    for _ in range(5):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised, for matrices; of a group's `stacked` ones, stored as one, each by itself."""
+
+    def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+                update = matrix.grad.lerp(mean, group["momentum"])  # Nesterov momentum
+                update = newton_schulz(rearrange(update, "(n row) column -> n row column", n=group["stacked"]))
+                scale = 0.2 * max(update.shape[1:]) ** 0.5  # its root mean square is then 0.2, about AdamW's
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(rearrange(update, "n row column -> (n row) column"), alpha=-group["lr"] * scale)
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, vocab_size, config):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = nn.RMSNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("causal_mask", causal_mask, persistent=False)  # row: query; column: key, -inf if later
+        angles = rotary_angles(config.block_size, config.n_embd // config.n_head)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.init_weights(config)
+
+    def init_weights(self, config):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                is_output = name.endswith(("proj", "down"))  # of a sub-layer, added to the residual stream
+                nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)
+
+    def optimizers(self, config):
+        """Muon for the blocks' matrices, AdamW for all other weights."""
+        groups = [  # query, key and value are stacked in one matrix, and so are the gate and what it gates
+            {"params": [block.attention.qkv.weight for block in self.blocks], "stacked": 3},
+            {"params": [block.feed_forward.up.weight for block in self.blocks], "stacked": 2},
+            {"params": [block.attention.proj.weight for block in self.blocks]},
+            {"params": [block.feed_forward.down.weight for block in self.blocks]},
+        ]
+        matrices = [matrix for group in groups for matrix in group["params"]]
+        return [Muon(groups, weight_decay=config.weight_decay), adamw(self, config, exclude=matrices)]
+
+    def forward(self, idx):
+        """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
+        past = self.blocks[0].attention.cache.length  # cached positions while generating, otherwise 0
+        T, S = idx.shape[1], min(past + idx.shape[1], len(self.causal_mask))  # the cache forgets what the context lacks
+        mask, cos, sin = self.causal_mask[S - T : S, :S], self.cos[:S], self.sin[:S]
+        x = self.token_embedding(idx)  # (B, T, C)
+        x = self.dropout(x)
+        first_values = None
+        for block in self.blocks:
+            x, first_values = block(x, first_values, mask, cos, sin)  # (B, T, C), (B, H, T, D)
+        x = self.final_norm(x)  # (B, T, C)
+        return self.lm_head(x)  # (B, T, V)
+
+
+if __name__ == "__main__":
+    run(LanguageModel, Config)

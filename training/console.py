@@ -1,0 +1,94 @@
+"""What the terminal is told of a run: its beginning, its progress, its end."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data import Corpus
+from training.cli import as_typed
+from training.config import TrainConfig
+from training.device import describe
+from training.record import Record
+from training.state import Evaluation, State
+from training.throughput import Throughput, epochs
+
+LONG = 120  # seconds; a run that takes longer says so before it starts
+OFF = 0.1  # of the minutes that were asked for; a run that is off by more says why
+
+
+def say_what_starts(script: Path, corpus: Corpus, config: TrainConfig, parameters: int, precision: str) -> None:
+    held_out = ", held out of the train split" if config.holdout else ""
+    print(
+        f"{script.stem}: {parameters:,} parameters, {precision} on {describe(corpus.train.device)}, seed {config.seed}\n"
+        f"corpus {corpus.name}, sha256 {corpus.sha256[:12]}: {len(corpus.train):,} characters to train on, "
+        f"{len(corpus.val):,} to validate on{held_out}, {corpus.tokenizer.vocab_size} distinct",
+        flush=True,
+    )
+
+
+def say_what_was_chosen(script: Path, config: TrainConfig, corpus: Corpus) -> None:
+    """What --minutes chose, as the command that repeats the run."""
+    repeat = as_typed(script, replace(config, minutes=0.0))
+    print(f"{config.minutes:g} minutes are {epochs(config, corpus):.1f} epochs here; to repeat this run: {repeat}")
+
+
+def say_how_long(config: TrainConfig, state: State, throughput: Throughput) -> None:
+    size = f"{config.batch_size} x {config.block_size} characters"
+    begun = bool(state.evaluations)
+    if begun:
+        print(f"going on after step {state.step:,} of {config.steps:,}, of {size} each", flush=True)
+    else:
+        print(f"{config.steps:,} steps of {size}; first, the untrained loss", flush=True)
+    minutes = throughput.seconds(config, state.step) / 60
+    if minutes * 60 > LONG and not config.minutes:
+        duration = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+        less = max((choice for choice in (1, 2, 5, 10) if choice < minutes / 2), default=1)
+        more = " more" if begun else f"; for less, stop it and start again with --minutes {less}"
+        print(f"this will take about {duration}{more}", flush=True)
+
+
+def progress_bar(rung: str, done: int, steps: int) -> tqdm:
+    # where nobody watches, in a file or a pipe, a line every few seconds is enough
+    # and the rate is that of the whole run, since the evaluations to come take their time too
+    pause = 0.1 if sys.stderr.isatty() else 5
+    return tqdm(total=steps, initial=done, desc=rung, unit="step", mininterval=pause, smoothing=0)
+
+
+def show_evaluation(evaluation: Evaluation, bar: tqdm) -> None:
+    if evaluation.step == 0:
+        bar.reset()  # its clock starts with the first step
+    bar.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
+    sys.stdout.flush()  # for those who read it through a pipe
+
+
+def say_how_to_go_on(script: Path, config: TrainConfig, state: State, record: Record) -> None:
+    kept = "not saved" if record.unsaved else "saved"
+    again = as_typed(script, replace(config, minutes=0.0, resume=True))
+    print(f"stopped after step {state.step:,} of {config.steps:,}, {kept}; to go on: {again}", file=sys.stderr)
+
+
+def report(sample: str, config: TrainConfig, state: State, record: Record, seconds: float) -> None:
+    """The sample, the loss, and where both are kept. seconds: since the command was typed, to compare with --minutes."""
+    first, last = state.evaluations[0], state.evaluations[-1]
+    print(f"\n{sample}\n")
+    print(f"validation loss {last.val_loss:.4f} after {last.seconds:.1f} s of training")
+    if last.val_loss > first.val_loss:
+        print(
+            f"WARNING: the run has diverged: its untrained loss was {first.val_loss:.4f}; try a smaller --learning-rate",
+            file=sys.stderr,
+        )
+    print(f"logged in {config.loss_csv} as {record.metadata['run']}")
+    if record.unsaved:
+        raise record.unsaved
+    print(f"model saved as {record.path(finished=True)}")
+    off, step = 60 * config.minutes - seconds, last.seconds / config.steps
+    if config.minutes and abs(off) > max(OFF * 60 * config.minutes, 2 * step):  # as close as whole steps come
+        change = "faster" if off > 0 else "slower"
+        print(
+            f"this took {seconds / 60:.1f} minutes, not {config.minutes:g}: the machine was {change} than while its "
+            f"steps were timed; at this speed, --steps {max(1, config.steps + int(off / step))} fills them"
+        )

@@ -1,0 +1,84 @@
+"""The settings of the scaled-up rungs, 8 and up, and the presets that can take their place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data import UserError
+from training.config import TrainConfig
+
+Preset = Literal["lecture", "laptop", "quick"]
+
+PRESETS: dict[Preset, dict] = {
+    "lecture": {  # the hyperparameters of the lecture's gpt.py
+        "steps": 5000,
+        "batch_size": 64,
+        "learning_rate": 3e-4,
+        "weight_decay": 0.01,
+        "beta2": 0.999,
+        "grad_clip": 0.0,
+        "warmup_steps": 0,
+        "schedule": "constant",
+        "sampling": "random",
+        "eval_interval": 500,
+    },
+    "laptop": {  # a minute or two on one core: for several seeds of every rung
+        "steps": 1000,
+        "block_size": 128,
+        "learning_rate": 2e-3,
+        "weight_decay": 0.1,
+        "warmup_steps": 100,
+        "sampling": "random",
+        "eval_interval": 250,
+        "n_embd": 128,
+        "n_head": 4,
+        "n_layer": 4,
+        "dropout": 0.0,
+    },
+    "quick": {  # the lowest loss in a few minutes: two epochs of Tiny Shakespeare
+        "steps": 1000,
+        "learning_rate": 4e-3,
+        "weight_decay": 0.1,
+        "warmup_steps": 50,
+        "eval_interval": 500,
+        "n_embd": 160,
+        "n_head": 5,
+        "n_layer": 6,
+        "dropout": 0.0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class ScaledConfig(TrainConfig):
+    """Settings of rungs 8 and up. Raises UserError for a value that cannot be."""
+
+    steps: int = 7350  # updates of the weights: 15 epochs of Tiny Shakespeare
+    batch_size: int = 8  # sequences in a batch
+    block_size: int = 256  # characters of context
+    learning_rate: float = 1e-3  # the highest of the schedule
+    weight_decay: float = 0.4  # of the linear layers' weights
+    beta2: float = 0.99  # AdamW's decay rate of the mean squared gradient: shorter, for a shorter run
+    grad_clip: float = 1.0  # norm to which larger gradients are scaled down; 0 is off
+    warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
+    schedule: Literal["constant", "linear"] = "linear"  # of the learning rate after them; linear ends at zero
+    sampling: Literal["random", "epoch"] = "epoch"  # windows drawn at random, or each once an epoch, shuffled
+    eval_interval: int = 2000  # steps from one evaluation to the next
+    n_embd: int = 384  # channels of the residual stream
+    n_head: int = 6  # attention heads, of n_embd / n_head channels each
+    n_layer: int = 6  # blocks
+    dropout: float = 0.2  # probability of dropping a channel while training; --minutes picks it unless it is given
+    preset: Preset | None = None  # settings to start from in place of the rung's own; other flags go over them
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n_embd // self.n_head % 2:  # rotary positions rotate pairs of channels
+            raise UserError(
+                f"--n-embd {self.n_embd} gives each of {self.n_head} heads {self.n_embd // self.n_head} channels, "
+                f"an odd number; try --n-embd {self.n_embd + self.n_head}"
+            )
+
+    @classmethod
+    def from_preset(cls, preset: str | None):
+        return cls(**PRESETS[preset], preset=preset) if preset else cls()

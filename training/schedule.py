@@ -1,0 +1,13 @@
+"""The learning rate, step by step."""
+
+from __future__ import annotations
+
+from training.config import TrainConfig
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The learning rate of the update that follows `step` others: a linear warm-up, then constant or down to zero."""
+    warmup = min(config.warmup_steps, config.steps // 10)  # a short run has no time for a long one
+    rise = (step + 1) / (warmup + 1)
+    fall = (config.steps - step) / max(1, config.steps - warmup) if config.schedule == "linear" else 1.0
+    return config.learning_rate * min(1.0, rise, fall)

@@ -1,0 +1,51 @@
+"""One update of the weights: the loss of a batch, its gradients, and the optimizers' step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+
+def autocast(device: torch.device, precision: str):
+    """The context in which matmuls run in `precision`, "fp32" or "bf16"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def compute_gradients(
+    forward: Callable[[Tensor], Tensor], idx: Tensor, targets: Tensor, precision: str, micro_batch: int
+) -> Tensor:
+    """Add the gradients of a batch's mean loss to the weights of `forward`; returns that loss, a scalar.
+
+    idx, targets: int64 (B, T). micro_batch: how many sequences to run forward and backward at a time; it limits memory
+    and changes nothing else. A DistributedDataParallel `forward` averages gradients over its processes, once a batch.
+    """
+    loss = torch.zeros((), device=idx.device)
+    parts = list(zip(idx.split(micro_batch), targets.split(micro_batch), strict=True))
+    for number, (x, y) in enumerate(parts, start=1):
+        not_yet = number < len(parts) and hasattr(forward, "no_sync")
+        with forward.no_sync() if not_yet else contextlib.nullcontext(), autocast(x.device, precision):
+            logits = forward(x)  # (b, T, V)
+        part = F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(y, "b t -> (b t)"))
+        part = part * (len(x) / len(idx))
+        part.backward()
+        loss += part.detach()
+    return loss
+
+
+def apply_update(
+    model: nn.Module, optimizers: list[Optimizer], learning_rate: float, grad_clip: float, precision: str
+) -> None:
+    """Clip the gradients to a norm of `grad_clip`, if it is not 0, and let the optimizers take their step."""
+    if grad_clip:
+        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        with autocast(next(model.parameters()).device, precision):  # where an optimizer has matmuls, as Muon does
+            optimizer.step()
