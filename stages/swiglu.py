@@ -33,9 +33,9 @@ def rotary_angles(block_size, d):
 
 
 def apply_rotary(x, cos, sin):
-    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (T, D / 2)."""
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), T last used."""
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
 
 
@@ -53,12 +53,11 @@ class SelfAttention(nn.Module):
         self.cache = Cache(window=config.block_size)
 
     def forward(self, x, mask, cos, sin):
-        T = x.shape[1]
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
         q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; in fp32 like its gains
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
-        q, k = apply_rotary(q, cos[-T:], sin[-T:]), apply_rotary(k, cos, sin)  # scores now depend on distances alone
+        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # scores now depend on distances alone
         # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
@@ -78,8 +77,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x):
         gate, x = rearrange(self.up(x), "batch time (two hidden) -> two batch time hidden", two=2)  # (B, T, 8/3 C) each
-        x = F.silu(gate) * x
-        return self.dropout(self.down(x))  # (B, T, C)
+        return self.dropout(self.down(F.silu(gate) * x))  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -109,8 +107,7 @@ class LanguageModel(nn.Module):
         causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
         self.register_buffer("causal_mask", causal_mask, persistent=False)  # row: query; column: key, -inf if later
         angles = rotary_angles(config.block_size, config.n_embd // config.n_head)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("rotary", torch.stack([angles.cos(), angles.sin()]), persistent=False)  # (2, T, D / 2)
         self.init_weights(config)
 
     def init_weights(self, config):
@@ -123,10 +120,9 @@ class LanguageModel(nn.Module):
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
         past = self.blocks[0].attention.cache.length  # cached positions while generating, otherwise 0
-        T, S = idx.shape[1], min(past + idx.shape[1], len(self.causal_mask))  # the cache forgets what the context lacks
-        mask, cos, sin = self.causal_mask[S - T : S, :S], self.cos[:S], self.sin[:S]
-        x = self.token_embedding(idx)  # (B, T, C)
-        x = self.dropout(x)
+        S = min(past + idx.shape[1], len(self.causal_mask))  # what no longer fits into the context leaves the cache
+        mask, (cos, sin) = self.causal_mask[:S, :S][-idx.shape[1] :], self.rotary[:, :S]  # (T, S), (S, D / 2) each
+        x = self.dropout(self.token_embedding(idx))  # (B, T, C)
         for block in self.blocks:
             x = block(x, mask, cos, sin)  # (B, T, C)
         x = self.final_norm(x)  # (B, T, C)

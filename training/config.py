@@ -24,7 +24,7 @@ RULES = {
     "1 or more": {"steps", "batch_size", "block_size", "eval_interval", "n_embd", "n_head", "n_layer"},
     "0 or more": {"seed", "warmup_steps", "sample_length", "top_k"},
     "a finite number above 0": {"learning_rate"},
-    "a finite number, 0 or more": {"minutes", "weight_decay", "grad_clip", "temperature"},
+    "a finite number, 0 or more": {"minutes", "weight_decay", "temperature"},
     "at least 0 and below 1": {"beta2", "dropout"},
 }
 HOLDS = {
@@ -49,7 +49,6 @@ class TrainConfig:
     learning_rate: float = 1e-3  # the highest of the schedule
     weight_decay: float = 0.0  # of the linear layers' weights; small models never get to overfit
     beta2: float = 0.999  # AdamW's decay rate of the mean squared gradient
-    grad_clip: float = 0.0  # norm to which larger gradients are scaled down; 0 is off
     warmup_steps: int = 0  # steps over which the learning rate rises from zero, a tenth of all at most
     schedule: Literal["constant", "linear"] = "constant"  # of the learning rate after them; linear ends at zero
     sampling: Literal["random", "epoch"] = "random"  # windows drawn at random, or each once an epoch, shuffled

@@ -23,7 +23,8 @@ OFF = 0.1  # of the minutes that were asked for; a run that is off by more says 
 def say_what_starts(script: Path, corpus: Corpus, config: TrainConfig, parameters: int, precision: str) -> None:
     held_out = ", held out of the train split" if config.holdout else ""
     print(
-        f"{script.stem}: {parameters:,} parameters, {precision} on {describe(corpus.train.device)}, seed {config.seed}\n"
+        f"{script.stem}: {parameters:,} parameters, {precision} on {describe(corpus.train.device)}, "
+        f"seed {config.seed}\n"
         f"corpus {corpus.name}, sha256 {corpus.sha256[:12]}: {len(corpus.train):,} characters to train on, "
         f"{len(corpus.val):,} to validate on{held_out}, {corpus.tokenizer.vocab_size} distinct",
         flush=True,
@@ -72,13 +73,13 @@ def say_how_to_go_on(script: Path, config: TrainConfig, state: State, record: Re
 
 
 def report(sample: str, config: TrainConfig, state: State, record: Record, seconds: float) -> None:
-    """The sample, the loss, and where both are kept. seconds: since the command was typed, to compare with --minutes."""
+    """The sample, the loss, and where both are kept. seconds: that the command took, to compare with --minutes."""
     first, last = state.evaluations[0], state.evaluations[-1]
     print(f"\n{sample}\n")
     print(f"validation loss {last.val_loss:.4f} after {last.seconds:.1f} s of training")
     if last.val_loss > first.val_loss:
         print(
-            f"WARNING: the run has diverged: its untrained loss was {first.val_loss:.4f}; try a smaller --learning-rate",
+            f"WARNING: the run has diverged: its loss began at {first.val_loss:.4f}; try a smaller --learning-rate",
             file=sys.stderr,
         )
     print(f"logged in {config.loss_csv} as {record.metadata['run']}")

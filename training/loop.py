@@ -40,7 +40,7 @@ def train(
         model.zero_grad(set_to_none=True)
         loss = compute_gradients(state.forward, idx, targets, precision, micro_batch(device, config.block_size))
         finite.see(step, loss)
-        apply_update(model, state.optimizers, learning_rate(step, config), config.grad_clip, precision)
+        apply_update(state.optimizers, learning_rate(step, config), device, precision)
 
         state.step = step + 1
         due = state.step % config.eval_interval == 0 or state.step == config.steps

@@ -64,8 +64,9 @@ def train_rung(
                     console.show_evaluation(evaluation, bar)
                     if on_evaluation:
                         on_evaluation(evaluation)
+                if state.step < config.steps:
+                    record.save(state)  # inside, for a second signal must not end it
             if state.step < config.steps:
-                record.save(state)
                 console.say_how_to_go_on(script, config, state, record)
                 raise SystemExit(stop.exit_status)
         if ranks.rank() == 0:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
@@ -38,14 +38,10 @@ def compute_gradients(
     return loss
 
 
-def apply_update(
-    model: nn.Module, optimizers: list[Optimizer], learning_rate: float, grad_clip: float, precision: str
-) -> None:
-    """Clip the gradients to a norm of `grad_clip`, if it is not 0, and let the optimizers take their step."""
-    if grad_clip:
-        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+def apply_update(optimizers: list[Optimizer], learning_rate: float, device: torch.device, precision: str) -> None:
+    """Let every optimizer take a step. Those that have matmuls, as Muon does, get them in `precision` too."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        with autocast(next(model.parameters()).device, precision):  # where an optimizer has matmuls, as Muon does
+        with autocast(device, precision):
             optimizer.step()
