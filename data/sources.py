@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
-import errno
 import hashlib
 import importlib
 import os
-import shutil
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import requests
 import torch
-from tqdm import tqdm
 
 from data.corpus import Corpus
 from data.errors import UserError
@@ -30,10 +24,8 @@ URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshake
 FILE = "input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 PIECE = 1 << 20  # bytes read at a time
-IN_MEMORY = 256 << 20  # bytes of ids; more of them are memory-mapped from a temporary file in data/
 RETRIES = 2
 TIMEOUT = 10  # seconds without an answer before an attempt counts as failed
-LIMIT = 120  # seconds for all attempts together, however slowly something comes in
 
 
 def load_corpus(which: str = "auto", holdout: bool = False, *, data_dir: Path = DATA_DIR, url: str = URL) -> Corpus:
@@ -47,7 +39,7 @@ def load_corpus(which: str = "auto", holdout: bool = False, *, data_dir: Path = 
     if which == "pydoc":
         return _pydoc(holdout)
     if which != "auto":
-        return _from_file(Path(which), data_dir, holdout)
+        return _from_file(Path(which), holdout)
     path = data_dir / FILE
     if not path.exists():
         try:
@@ -61,7 +53,7 @@ def load_corpus(which: str = "auto", holdout: bool = False, *, data_dir: Path = 
                 file=sys.stderr,
             )
             return _pydoc(holdout)
-    return _from_file(path, data_dir, holdout)
+    return _from_file(path, holdout)
 
 
 def _fetch(data_dir: Path, url: str) -> None:
@@ -70,28 +62,10 @@ def _fetch(data_dir: Path, url: str) -> None:
 
     pooch.get_logger().setLevel("WARNING")  # the progress bar says enough
     fetcher = pooch.create(path=data_dir, base_url=url, registry={FILE: f"sha256:{SHA256}"}, retry_if_failed=RETRIES)
-    with _LimitedBar(disable=not sys.stderr.isatty(), unit="B", unit_scale=True, desc=FILE) as bar:
-        # little at a time, for only in between is there a look at the clock
-        fetcher.fetch(FILE, downloader=pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT, chunk_size=16))
+    fetcher.fetch(FILE, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT))
 
 
-class _LimitedBar(tqdm):
-    """A progress bar that raises requests.Timeout after LIMIT seconds."""
-
-    def __init__(self, **settings):
-        super().__init__(**settings)
-        self.end = time.monotonic() + LIMIT
-
-    def __bool__(self) -> bool:
-        return True  # where a server does not say how much there is to come, too
-
-    def update(self, n: int = 1) -> None:
-        if time.monotonic() > self.end:
-            raise requests.Timeout(f"not complete after {LIMIT} s")
-        super().update(n)
-
-
-def _from_file(path: Path, scratch_dir: Path, holdout: bool) -> Corpus:
+def _from_file(path: Path, holdout: bool) -> Corpus:
     """Read twice, in pieces, once for the alphabet and once for the ids, so that memory holds the ids alone."""
     digest, length = hashlib.sha256(), 0
 
@@ -104,13 +78,12 @@ def _from_file(path: Path, scratch_dir: Path, holdout: bool) -> Corpus:
     tokenizer = CharTokenizer(measured())
     if not length:
         raise UserError(f"the corpus {path} is empty; give --corpus a file with text in it")
-    ids = _room_for_ids(length, tokenizer.id_type, scratch_dir)
-    again = hashlib.sha256()
-    with contextlib.suppress(UserError, ValueError):  # a character or a length that the first reading had not
-        tokenizer.encode_into(ids, _pieces(path, again))
+    ids = np.empty(length, tokenizer.id_type)
+    try:
+        tokenizer.encode_into(ids, _pieces(path))
+    except ValueError:  # a character or a length that it did not have the first time
+        raise UserError(f"the corpus {path} changed while it was read; start again") from None
     sha256 = digest.hexdigest()
-    if again.hexdigest() != sha256:
-        raise UserError(f"the corpus {path} changed while it was read; start again")
     name = TINY_SHAKESPEARE if sha256 == SHA256 else f"{_printable(path.name)} ({sha256[:6]})"
     return Corpus.from_ids(name, sha256, tokenizer, torch.from_numpy(ids), holdout)
 
@@ -138,20 +111,6 @@ def _pieces(path: Path, digest=None) -> Iterator[str]:
     except UnicodeDecodeError as error:
         byte = f"byte {error.object[error.start]:#04x} at position {position + error.start}"
         raise UserError(f"the corpus {path} is not UTF-8 text ({byte}); save it as UTF-8") from None
-
-
-def _room_for_ids(length: int, dtype: type, scratch_dir: Path) -> np.ndarray:
-    """(length,): in memory, or, where that would be large, in a file without a name that goes when the run does."""
-    size = length * np.dtype(dtype).itemsize
-    if size <= IN_MEMORY:
-        return np.empty(length, dtype)
-    try:
-        if shutil.disk_usage(scratch_dir).free < size:
-            raise OSError(errno.ENOSPC, f"they take {size / 1e9:.1f} GB, and there is less left")
-        with tempfile.TemporaryFile(dir=scratch_dir) as file:  # the mapping outlives it
-            return np.memmap(file, dtype, mode="w+", shape=(length,))
-    except OSError as error:
-        raise UserError(f"cannot keep {length:,} ids in a file in {scratch_dir}: {error.strerror}") from None
 
 
 def _pydoc(holdout: bool) -> Corpus:

@@ -9,7 +9,7 @@ from data import Corpus
 from training import ranks
 from training.config import TrainConfig
 from training.device import micro_batch, synchronize
-from training.divergence import FiniteCheck
+from training.divergence import check_finite
 from training.dropout import seed_dropout
 from training.evaluate import summed_loss
 from training.schedule import learning_rate
@@ -26,8 +26,7 @@ def train(
     nothing: a model trained with many of them ends with the same weights as one trained with few. Raises UserError
     where a loss is not finite.
     """
-    model, device = state.model, corpus.train.device
-    finite = FiniteCheck(device)
+    model, device, loss = state.model, corpus.train.device, None
     if not state.evaluations:
         yield evaluate(state, corpus, config)
     model.train()
@@ -39,18 +38,18 @@ def train(
         seed_dropout(device, config.seed, step, ranks.rank())
         model.zero_grad(set_to_none=True)
         loss = compute_gradients(state.forward, idx, targets, precision, micro_batch(device, config.block_size))
-        finite.see(step, loss)
+        due = (step + 1) % config.eval_interval == 0 or step + 1 == config.steps
+        if due or device.type != "cuda":  # on CUDA, looking at every loss would make the CPU wait for each step
+            check_finite(loss, step)
         apply_update(state.optimizers, learning_rate(step, config), device, precision)
-
         state.step = step + 1
-        due = state.step % config.eval_interval == 0 or state.step == config.steps
         if due:
             synchronize(device)
-            finite.check()
         state.seconds += time.perf_counter() - started
         if due:
             yield evaluate(state, corpus, config)
-    finite.check()  # of the steps since the last evaluation, before they are saved
+    if loss is not None:
+        check_finite(loss, step)  # where the steps ended early, before what they left is saved
 
 
 def evaluate(state: State, corpus: Corpus, config: TrainConfig) -> Evaluation:

@@ -45,16 +45,18 @@ def train_rung(
     then raises SystemExit.
     """
     started = time.perf_counter()
-    script = Path(inspect.getfile(language_model))
-    device = choose_device(config.device)
+    script, device = Path(inspect.getfile(language_model)), choose_device(config.device)
     with ranks.process_group(device), unbreakable_output():
         corpus, model, precision = prepare(language_model, config, device)
-        state = State.at_start(model, config)
         console.say_what_starts(script, corpus, config, count_parameters(model), precision)
-        config, throughput = plan(script, state, corpus, config, precision, started)
 
-        record = Record(script, config, corpus, count_parameters(model), precision)
-        with contextlib.closing(record):
+        config, throughput, compiled = plan(model, corpus, config, precision, started)
+        if config.minutes:
+            model = build_model(language_model, corpus, config)  # with the dropout that the plan chose
+            console.say_what_was_chosen(script, config, corpus)
+        state = State.at_start(model, config, compiled=compiled)
+
+        with contextlib.closing(Record(script, config, corpus, count_parameters(model), precision)) as record:
             record.open(state)
             console.say_how_long(config, state, throughput)
             with stop_on_signals() as stop, console.progress_bar(script.stem, state.step, config.steps) as bar:
@@ -64,11 +66,11 @@ def train_rung(
                     console.show_evaluation(evaluation, bar)
                     if on_evaluation:
                         on_evaluation(evaluation)
-                if state.step < config.steps:
-                    record.save(state)  # inside, for a second signal must not end it
             if state.step < config.steps:
+                record.save(state)
                 console.say_how_to_go_on(script, config, state, record)
                 raise SystemExit(stop.exit_status)
+
         if ranks.rank() == 0:
             console.report(sample(model, corpus, config), config, state, record, time.perf_counter() - started)
         return state.evaluations[-1]
@@ -83,49 +85,44 @@ def prepare(
     ranks.check_batch_size(config.batch_size)
     check_outputs(config)
     with ranks.local_rank_zero_first():  # the others find the text that it has fetched
-        corpus = load_corpus(config.corpus, config.holdout)
+        corpus = load_corpus(config.corpus, config.holdout).to(device)
     corpus.check_context(config.block_size)
     encode_prompt(corpus.tokenizer, config.prompt)  # can the model read it?
-    torch.manual_seed(config.seed)
-    model = language_model(corpus.tokenizer.vocab_size, config).to(device)
-    corpus = corpus.to(device)
+    model = build_model(language_model, corpus, config)
     precision = ranks.broadcast(choose_precision(config.precision, device, count_parameters(model)))
     if device.type != "cpu" and not config.skip_device_check:
         check_device(model, corpus, config, precision)
     return corpus, model, precision
 
 
-def plan(
-    script: Path, state: State, corpus: Corpus, config: TrainConfig, precision: str, started: float
-) -> tuple[TrainConfig, Throughput]:
-    """`config` with the steps and the dropout for its minutes, if it has any; `state` is compiled where that pays.
+def build_model(language_model: type[nn.Module], corpus: Corpus, config: TrainConfig) -> nn.Module:
+    """The model with the initial weights of the seed, on the device that `corpus` is on."""
+    torch.manual_seed(config.seed)
+    return language_model(corpus.tokenizer.vocab_size, config).to(corpus.train.device)
 
-    started: when the minutes began.
+
+def plan(
+    model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, started: float
+) -> tuple[TrainConfig, Throughput, bool]:
+    """`config` with steps and dropout for its minutes, if it has any; how fast it will go; whether to compile.
+
+    started: when the minutes began. Every rank measures, rank 0 decides. `model` is left as it is.
     """
-    device = corpus.train.device
-    throughput = ranks.broadcast(measure_throughput(state.model, corpus, config, precision))
-    if compile_pays(device, 60 * config.minutes or throughput.seconds(config)):
+    throughput = ranks.broadcast(measure_throughput(model, corpus, config, precision))
+    compiled = compile_pays(corpus.train.device, 60 * config.minutes or throughput.seconds(config))
+    if compiled:
         print("compiling, which takes a minute", flush=True)
         try:
-            throughput = ranks.broadcast(measure_throughput(state.model, corpus, config, precision, compiled=True))
-            state.forward = torch.compile(state.forward)
+            throughput = ranks.broadcast(measure_throughput(model, corpus, config, precision, compiled=True))
         except torch._dynamo.exc.TorchDynamoException as error:  # without a C compiler, say
             print(f"WARNING: compiling failed ({type(error).__name__}); going on without it, slower", file=sys.stderr)
+            compiled = False
     if config.minutes:
         if ranks.rank() == 0:
             config = throughput.fit(config, 60 * config.minutes - (time.perf_counter() - started))
             config = with_dropout_for_its_epochs(config, corpus)
         config = ranks.broadcast(config)
-        set_dropout(state.model, config)
-        console.say_what_was_chosen(script, config, corpus)
-    return config, throughput
-
-
-def set_dropout(model: nn.Module, config: TrainConfig) -> None:
-    """Give every dropout layer of `model`, made before it was chosen, the probability of `config`."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = config.dropout
+    return config, throughput, compiled
 
 
 def steps_until(stop: Stop, done: int, steps: int, bar: tqdm) -> Iterator[int]:
