@@ -1,12 +1,13 @@
-"""Rung 8, GPT: scale: 6 layers, 6 heads, 384 channels, context 256.
+"""Rung 8, GPT: scale, 6 layers, 6 heads, 384 channels and a context of 256, and what scale needs.
 
 What is new: the pre-norm rung with 250 times its parameters, and what that size needs. A model of this size can
 memorise a million characters, so dropout sets a fifth of each sub-layer's output to zero, at random, while it trains
 (Srivastava et al., 2014). Weights start from N(0, 0.02), the output layers of the 2L sub-layers smaller by sqrt(2L), so
-that their sum does not grow with depth (Radford et al., 2019). The embeddings start larger, those of the positions as
-sinusoids (Vaswani et al., 2017). The learning rate rises at first, then falls to zero, and AdamW decays the weights of
-the linear layers; training/presets.py has these settings. While it generates a text, it keeps the keys and values of
-earlier characters, which do not change: computing them anew for every character would take a dozen times as long.
+that their sum does not grow with depth (Radford et al., 2019). Embeddings start larger, those of the positions as
+sinusoids (Vaswani et al., 2017): smaller ones took longer to learn from. The learning rate rises at first, then falls
+to zero, and AdamW decays the weights of the linear layers; training/presets.py has these settings. While it generates a
+text, it keeps the keys and values of earlier characters, which do not change: computing them anew for every character
+would take a dozen times as long.
 
 In the curve: everything before looks flat beside it. Its steps are not comparable, though: each reads 2,048 characters
 in place of 256, and takes a hundred times as long.
@@ -123,7 +124,7 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
         self.position_embedding.weight.data.copy_(0.2 * sinusoids(config.block_size, config.n_embd))
 
     def forward(self, idx):

@@ -5,8 +5,8 @@ characters back and its key at its own position, so that it attends there from t
 
     q[t] . k[s]  is proportional to  sum over i of cos((t - s - (h + 1)) w[i])
 
-for the D / 2 fastest frequencies w[i]. Tokens start at zero in the D channels that these waves are read from. Without
-this, all heads start by attending everywhere alike, and the loss stays at the bigram's until one has found the previous
+for the D / 2 highest frequencies w[i]. Tokens start at zero in the D channels of these sinusoids. Without this, all
+heads start by attending to all positions alike, and the loss stays near the bigram's until one has found the previous
 character. Everything is learned from there; no weight is fixed.
 
 In the curve: a head start that short runs keep and long runs lose most of.
@@ -122,10 +122,10 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
         self.position_embedding.weight.data.copy_(0.2 * sinusoids(config.block_size, config.n_embd))
-        n = min(config.n_embd // config.n_head, config.n_embd // 2)  # channels for positions alone, at the start
-        self.token_embedding.weight.data[:, :n] = 0
+        n = min(config.n_embd // config.n_head, config.n_embd // 2) // 2 * 2
+        self.token_embedding.weight.data[:, :n] = 0  # these channels begin with the position alone
         for block in self.blocks:
             add_previous_token_heads(block.attention.qkv.weight.data, config.n_head, n)
 

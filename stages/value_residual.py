@@ -152,7 +152,7 @@ class LanguageModel(nn.Module):
             if isinstance(module, nn.Linear):
                 is_output = name.endswith(("proj", "down"))  # of a sub-layer, added to the residual stream
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
 
     def optimizers(self, config):
         """Muon for the blocks' matrices, AdamW for all other weights."""

@@ -53,12 +53,12 @@ PRESETS: dict[Preset, dict] = {
 class ScaledConfig(TrainConfig):
     """Settings of rungs 8 and up. Raises UserError for a value that cannot be."""
 
-    steps: int = 5880  # updates of the weights: 12 epochs of Tiny Shakespeare
+    steps: int = 5880  # updates of the weights; 12 epochs of Tiny Shakespeare are 5,880
     batch_size: int = 8  # sequences in a batch
     block_size: int = 256  # characters of context
     learning_rate: float = 1e-3  # the highest of the schedule
     weight_decay: float = 0.4  # of the linear layers' weights
-    beta2: float = 0.99  # AdamW's decay rate of the mean squared gradient: shorter, for a shorter run
+    beta2: float = 0.99  # AdamW's decay rate of the mean squared gradient
     warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
     schedule: Literal["constant", "linear"] = "linear"  # of the learning rate after them; linear ends at zero
     sampling: Literal["random", "epoch"] = "epoch"  # windows drawn at random, or each once an epoch, shuffled

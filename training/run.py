@@ -89,7 +89,7 @@ def prepare(
     corpus.check_context(config.block_size)
     encode_prompt(corpus.tokenizer, config.prompt)  # can the model read it?
     model = build_model(language_model, corpus, config)
-    precision = ranks.broadcast(choose_precision(config.precision, device, count_parameters(model)))
+    precision = choose_precision(config.precision, device, count_parameters(model))
     if device.type != "cpu" and not config.skip_device_check:
         check_device(model, corpus, config, precision)
     return corpus, model, precision
@@ -108,12 +108,12 @@ def plan(
 
     started: when the minutes began. Every rank measures, rank 0 decides. `model` is left as it is.
     """
-    throughput = ranks.broadcast(measure_throughput(model, corpus, config, precision))
+    throughput = measure_throughput(model, corpus, config, precision)
     compiled = compile_pays(corpus.train.device, 60 * config.minutes or throughput.seconds(config))
     if compiled:
         print("compiling, which takes a minute", flush=True)
         try:
-            throughput = ranks.broadcast(measure_throughput(model, corpus, config, precision, compiled=True))
+            throughput = measure_throughput(model, corpus, config, precision, compiled=True)
         except torch._dynamo.exc.TorchDynamoException as error:  # without a C compiler, say
             print(f"WARNING: compiling failed ({type(error).__name__}); going on without it, slower", file=sys.stderr)
             compiled = False

@@ -73,7 +73,8 @@ def measure_throughput(
 ) -> Throughput:
     """Train `model` for a few steps with the loop itself, evaluate and sample a little, and put everything back.
 
-    What follows is not changed by it: the weights and the state of the random generators are those of before.
+    What follows is not changed by it: the weights and the state of the random generators are those of before. Every rank
+    takes part, since they step together; all get rank 0's result.
     """
     device = corpus.train.device
     weights = copy.deepcopy(model.state_dict())
@@ -88,11 +89,8 @@ def measure_throughput(
         evaluation = _seconds(lambda: exact_loss(model, some, config.block_size), device)
         prompt, characters = torch.zeros(1, dtype=torch.long), min(8, config.sample_length)
         sample = _seconds(lambda: generate(model, prompt, characters, config.block_size), device)
-    return Throughput(
-        step=step,
-        evaluation=2 * evaluation * (len(corpus.val) - 1) / (len(some) - 1),
-        sample=sample * config.sample_length / max(1, characters),
-    )
+    evaluation *= 2 * (len(corpus.val) - 1) / (len(some) - 1)
+    return ranks.broadcast(Throughput(step, evaluation, sample * config.sample_length / max(1, characters)))
 
 
 def _step_seconds(model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, compiled: bool) -> float:
