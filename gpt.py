@@ -41,7 +41,7 @@ class Config(ScaledConfig):
     n_embd: int = 384  # channels of a character's vector
     n_head: int = 6  # attention heads, of n_embd / n_head channels each
     n_layer: int = 6  # blocks
-    dropout: float = 0.2  # probability of dropping a channel while training
+    dropout: float = 0.2  # probability of dropping an element while training
 
 
 class SelfAttention(nn.Module):

@@ -59,18 +59,18 @@ def train_rung(
         with contextlib.closing(Record(script, config, corpus, count_parameters(model), precision)) as record:
             record.open(state)
             console.say_how_long(config, state, throughput)
-            with stop_on_signals() as stop, console.progress_bar(script.stem, state.step, config.steps) as bar:
-                steps = steps_until(stop, state.step, config.steps, bar)
-                for evaluation in train(state, corpus, config, record.precision, steps):
-                    record.save_and_log(state)
-                    console.show_evaluation(evaluation, bar)
-                    if on_evaluation:
-                        on_evaluation(evaluation)
-            if state.step < config.steps:
-                record.save(state)
-                console.say_how_to_go_on(script, config, state, record)
-                raise SystemExit(stop.exit_status)
-
+            with stop_on_signals() as stop:
+                with console.progress_bar(script.stem, state.step, config.steps) as bar:
+                    steps = steps_until(stop, state.step, config.steps, bar)
+                    for evaluation in train(state, corpus, config, record.precision, steps):
+                        record.save_and_log(state)
+                        console.show_evaluation(evaluation, bar)
+                        if on_evaluation:
+                            on_evaluation(evaluation)
+                if state.step < config.steps:  # saved here, where a second signal does not end it
+                    record.save(state)
+                    console.say_how_to_go_on(script, config, state, record)
+                    raise SystemExit(stop.exit_status)
         if ranks.rank() == 0:
             console.report(sample(model, corpus, config), config, state, record, time.perf_counter() - started)
         return state.evaluations[-1]
