@@ -1,10 +1,9 @@
-"""Say which of two sets of runs is better, if that can be said, and whether a run of one's own is normal.
+"""Say which of two rungs is better, if that can be said, and whether a run of one's own is normal.
 
-Without names: each rung against the one before it, or the one that it names as AFTER, at the settings of --budget. With
-two: the second against the first. A set is a rung; a rung and its flags, in quotes ("feed_forward --n-layer 3"); or
-either with @COMMIT behind it, for a rung before and after a change.
-Runs are compared seed by seed, for those seeds that both have: rungs of one batch and context size see the same batches
-for the same seed.
+Without names: each rung against the one before it, or the one that it names as AFTER. With two: the second against the
+first. A name is a rung; a rung and its flags, in quotes ("feed_forward --n-layer 3"); or either with @COMMIT behind it,
+for a rung before and after a change. Runs are compared seed by seed, for those seeds that both have: rungs of one batch
+and context size see the same batches for the same seed.
 """
 
 from __future__ import annotations
@@ -16,158 +15,146 @@ from typing import Annotated
 
 import pandas as pd
 import tyro
-from scipy import stats
+from scipy import optimize, stats
 
-from data import LOSS_CSV, UserError, read_log
-from helper_scripts.models import as_logged, at_budget, rung_before
-from helper_scripts.results import Budget, load_results
+from data import UserError, read_log
+from helper_scripts.models import printable
+from helper_scripts.results import CODE, Results, Selection, load_results
 from training.cli import errors_in_one_line, parse
 
 CONFIDENCE = 0.95
-POWER = 0.8  # how likely the seeds that are asked for are to tell
-MOST_SEEDS = 1000  # if more than that would be needed, nobody will
+POWER = 0.8  # of showing a difference that is there
+DIFFERENCE = 0.01  # in nats per character: about what one part of a large rung buys
+MOST_SEEDS = 1000  # more than that, nobody trains
 
 
 @dataclass(frozen=True)
-class Options:
-    sets: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # two sets of runs; none is the whole ladder
-    loss_csv: Path = LOSS_CSV  # the log to read
-    against: Path | None = None  # the log to take the second set from, if it is another
-    mine: Path | None = None  # a log of one's own, to hold against --loss-csv: is it normal?
-    budget: Budget = "own"  # the settings of all that is compared: the rungs' own, or those of run_ladder.py --budget
-    corpus: str | None = None  # the corpus whose runs to compare; by default Tiny Shakespeare
+class Options(Selection):
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # two rungs to compare; none is the whole ladder
+    mine: Path | None = None  # a log of one's own, to compare with --loss-csv: are its runs normal?
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        if options.budget != "own" and (options.mine or options.against):
-            raise UserError("--budget is for rungs of one log; leave it out, and name runs by their flags")
-        if options.mine and (options.sets or options.against):
-            raise UserError("--mine takes no other sets: it holds every run of that log against those like it")
+        if options.mine and options.names:
+            raise UserError("--mine takes no names: it compares every run of that log with those like it")
         if options.mine:
             lines = normal(read_log(options.mine), read_log(options.loss_csv))
-        elif not options.sets and not options.against:
-            lines = whole_ladder(options)
         else:
-            lines = two_sets(options)
+            lines = two_rungs(options) if options.names else whole_ladder(load_results(options))
         print("\n".join(lines))
 
 
-def two_sets(options: Options) -> list[str]:
-    """The verdict on the two sets that were named, and what of the log is in neither."""
-    if len(options.sets) == 1 and options.against:
-        names = options.sets * 2
-    elif len(options.sets) == 2:
-        parts = [name.partition("@") for name in options.sets]  # a label, and perhaps a commit
-        names = tuple(at_budget(label, options.budget) + at + commit for label, at, commit in parts)
-    else:
-        raise UserError(f"two sets are compared, not {len(options.sets)}; name two, or one and --against LOG")
-    logs = options.loss_csv, options.against or options.loss_csv
-    if names[0] == names[1] and not options.against:
-        raise UserError(f"{names[0]!r} twice: name two sets that differ, or another log with --against")
-    (one, left_out), (other, left_out_there) = (
-        final_losses(log, name, options.corpus) for log, name in zip(logs, names, strict=True)
-    )
-    if names[0] == names[1]:
-        brief = logs[0].name != logs[1].name
-        names = tuple(f"{name} of {log.name if brief else log}" for name, log in zip(names, logs, strict=True))
-    return [verdict(*names, one, other), *dict.fromkeys([*left_out, *left_out_there])]
+def two_rungs(options: Options) -> list[str]:
+    """The verdict on the two that were named, and what had to be left out of their runs."""
+    if len(set(options.names)) != 2 or len(options.names) != 2:
+        raise UserError(f"two different rungs are compared; name two, not {' and '.join(map(repr, options.names))}")
+    results = load_results(options, labels=options.names)
+    one, other = (results.runs(name).iloc[0] for name in options.names)
+    if ("--holdout" in one["flags"].split()) != ("--holdout" in other["flags"].split()):
+        raise UserError("one was validated on the held-out end of the train split (--holdout), the other was not")
+    lines = []
+    for column in CODE if "@" in "".join(options.names) else CODE[1:]:
+        if one[column] != other[column] and (column == "shared_code" or one["rung"] == other["rung"]):
+            lines.append(f"their {column.replace('_', ' ')} differs: {one[column]} and {other[column]}")
+    if lines and "@" not in "".join(options.names):
+        raise UserError(
+            f"not compared: {lines[0]}; train both again, or name a commit, as in {options.names[0]}@COMMIT"
+        )
+    return [verdict(*options.names, *map(results.losses, options.names)), *lines, *results.left_out]
 
 
-def whole_ladder(options: Options) -> list[str]:
-    """A verdict on every rung that has runs, against the one before that has."""
-    results = load_results(options.loss_csv, options.corpus, budget=options.budget)
+def whole_ladder(results: Results) -> list[str]:
+    """A verdict on every rung that has runs, against the one that it is compared with, and what all are worth."""
+    pairs = [(before, label) for label in results.order if (before := results.before(label))]
     losses = {label: results.losses(label) for label in results.order}
-    pairs = [(rung_before(label, results.order), label) for label in results.order]
-    return [*(verdict(*pair, *(losses[rung] for rung in pair)) for pair in pairs if pair[0]), *results.left_out]
-
-
-def final_losses(loss_csv: Path, name: str, corpus: str | None) -> tuple[pd.Series, list[str]]:
-    """The final validation losses of the set called `name`, and a line for each reason to leave runs out.
-
-    Raises UserError for a set that the log does not have.
-    """
-    label, at, commit = name.partition("@")
-    results = load_results(loss_csv, corpus, variants=True, commit=commit if at else None)
-    return results.losses(label if label in results.order else as_logged(label)), results.left_out
+    lines = [verdict(*pair, *(losses[label] for label in pair)) for pair in pairs]
+    differences = [paired(losses[one], losses[other]) for one, other in pairs]
+    if (k := sum(len(each) > 1 for each in differences)) > 1:
+        each = 1 - (1 - CONFIDENCE) / k
+        ends = [interval(those, each) for those in differences if len(those) > 1]
+        left = sum(not low <= 0 <= high for low, high in ends)
+        lines.append(
+            f"{k} comparisons: where nothing differs, the chance that at least one interval excludes zero by accident "
+            f"is about {1 - CONFIDENCE**k:.0%}; at {each:.1%} each (Bonferroni), at most 5%, and {left} of {k} still do"
+        )
+    return [*(lines or [f"nothing to compare: there are runs of {', '.join(results.order)} alone"]), *results.left_out]
 
 
 def verdict(name: str, other_name: str, one: pd.Series, other: pd.Series) -> str:
     """A sentence on whether `other` is better than `one`, two sets of losses by seed, from their paired differences."""
-    n = len(one.index.intersection(other.index))
+    differences = paired(one, other)
+    n, mean = len(differences), differences.mean()
     alone = sorted(set(one.index) ^ set(other.index))
     left_out = f"; left out seeds that only one of them has: {', '.join(map(str, alone))}" if alone else ""
     if n < 2:
         seeds = f"{n} common seed" + "s" * (n != 1)
         return f"{other_name} against {name}: {seeds}, from which nothing can be said{left_out}"
-    mean, low, high, n = paired(one, other)
-    if mean == low == high == 0:
+    low, high = interval(differences)
+    if low == high == 0:
         return f"{other_name} and {name} have the same losses, seed by seed (n = {n} seeds){left_out}"
     figures = f"{mean:+.4f} (95%: {low:+.4f} to {high:+.4f}, n = {n} seeds)"
     if low <= 0 <= high:
-        needed = seeds_that_would_tell(mean, (other - one).std())
-        more = f"{needed} seeds would tell, four times in five" if needed else "no number of seeds would tell"
-        return f"{other_name} and {name} cannot be told apart: {figures}; if it is that large, {more}{left_out}"
+        shown, needed = smallest_shown(n, differences.std()), seeds_for(DIFFERENCE, differences.std())
+        return (
+            f"{other_name} and {name} cannot be told apart: {figures}; a difference of {shown:.4f} would show in {n} "
+            f"seeds, four times in five, and one of {DIFFERENCE} in {needed or f'more than {MOST_SEEDS}'}{left_out}"
+        )
     return f"{other_name} is {'better' if mean < 0 else 'worse'} than {name}: {figures}{left_out}"
 
 
-def paired(one: pd.Series, other: pd.Series) -> tuple[float, float, float, int]:
-    """Mean of `other` - `one` over the seeds that both have, the ends of its 95% interval, and their number.
+def paired(one: pd.Series, other: pd.Series) -> pd.Series:
+    """`other` - `one` for the seeds that both have, in the digits that the log has."""
+    return (other - one).dropna().round(6)
 
-    The interval is Student's, for paired differences: not a number for less than two seeds.
-    """
-    seeds = one.index.intersection(other.index)
-    differences = other[seeds] - one[seeds]
-    mean = differences.mean()
-    if len(seeds) < 2:
-        return mean, math.nan, math.nan, len(seeds)
-    if differences.round(6).nunique() == 1:  # no spread, in the digits that the log has: scipy makes nan of that
-        return mean, mean, mean, len(seeds)
-    low, high = stats.ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
-    return mean, low, high, len(seeds)
+
+def interval(differences: pd.Series, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Student's interval of the mean of two differences or more."""
+    if differences.nunique() == 1:  # no spread: scipy makes nan of that
+        return differences.iloc[0], differences.iloc[0]
+    return tuple(stats.ttest_1samp(differences, 0).confidence_interval(confidence))
 
 
 def change(one: pd.Series, other: pd.Series) -> str:
     """What `other` is above `one`, with its interval, for a table: over the n seeds that both have."""
-    mean, low, high, n = paired(one, other)
+    differences = paired(one, other)
+    n, mean = len(differences), differences.mean()
     if n == 0:
         return "no seed in common"
-    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f}, n = {n})" if n > 1 else f"{mean:+.3f} (n = 1)"
+    return f"{mean:+.3f} ({'{:+.3f} to {:+.3f}, '.format(*interval(differences)) if n > 1 else ''}n = {n})"
 
 
-def seeds_that_would_tell(mean: float, deviation: float) -> int | None:
-    """The smallest number of seeds whose interval would exclude zero with probability POWER.
+def smallest_shown(n: int, deviation: float) -> float:
+    """The difference whose interval, from n seeds, excludes zero with probability POWER."""
+    return optimize.brentq(lambda t: _power(t, n) - POWER, 0, 100) * deviation / math.sqrt(n)
 
-    mean, deviation: of the differences, taken for the true ones. Student's statistic then follows his noncentral t.
+
+def seeds_for(difference: float, deviation: float) -> int | None:
+    """The smallest number of seeds whose interval excludes zero with probability POWER; None above MOST_SEEDS.
+
+    deviation: of the differences, taken for the true one.
     """
-    for n in range(2, MOST_SEEDS + 1):
-        limit = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
-        if stats.nct.sf(limit, n - 1, abs(mean) / deviation * math.sqrt(n)) >= POWER:
-            return n
-    return None
+    numbers = range(2, MOST_SEEDS + 1)
+    return next((n for n in numbers if _power(difference / deviation * math.sqrt(n), n) >= POWER), None)
+
+
+def _power(t: float, n: int) -> float:
+    """How likely n seeds are to show what lies t standard errors from zero: their statistic is a noncentral t."""
+    return stats.nct.sf(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1), n - 1, t)
 
 
 def normal(mine: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
     """A line for each finished run of `mine`: where its loss lies among the others of its rung, text and settings."""
-    theirs = theirs[theirs["step"] == theirs["steps"]]
-    lines, unfinished = [], 0
-    for _, rows in mine.groupby("run", sort=False):
-        last = rows.iloc[-1]
-        if last["step"] != last["steps"]:
-            unfinished += 1
-            continue
-        name = f"{last['experiment']} {last['flags']}".strip() + f", seed {last['seed']}: {last['val_loss']:.4f}"
-        alike = theirs[theirs["run"] != last["run"]]  # where both logs have the run
-        for column in ("experiment", "config", "parameters", "corpus_sha256", "precision"):
-            alike = alike[alike[column] == last[column]]
-        own_seed = alike["seed"] == last["seed"]
-        if (alike[own_seed]["val_loss"] == last["val_loss"]).any():
-            lines.append(f"{name}; normal: the very loss that a run with this seed has in the log")
-            continue
-        alike = alike[~own_seed].drop_duplicates("seed", keep="last")  # a run that was repeated is one run
-        lines.append(f"{name}; {_among(last['val_loss'], alike['val_loss'])}")
-    if unfinished:
+    lines, is_last = [], mine["step"] == mine["steps"]
+    for run in mine[is_last].itertuples():
+        alike = theirs[(theirs["step"] == theirs["steps"]) & (theirs["run"] != run.run)]
+        for column in ("rung", "config", "corpus_sha256", "precision", *CODE):
+            alike = alike[alike[column] == getattr(run, column)]
+        losses = alike.drop_duplicates("seed", keep="last")["val_loss"]  # a run that was repeated is one run
+        name = printable(f"{run.rung} {run.flags}".strip())
+        lines.append(f"{name}, seed {run.seed}: {run.val_loss:.4f}; {_among(run.val_loss, losses)}")
+    if unfinished := mine["run"].nunique() - len(lines):
         lines.append(f"left out {unfinished} run{'s' * (unfinished > 1)} that did not finish")
     return lines or ["there is no run in it"]
 
@@ -176,14 +163,12 @@ def _among(loss: float, losses: pd.Series) -> str:
     """What to think of `loss`, given those of runs alike: it is normal where 95% of further ones would lie."""
     n = len(losses)
     if n < 2:
-        return f"nothing to hold it against: {n} run{'s' * (n != 1)} of that rung, text and settings"
+        return f"nothing to compare it with: {n} other run{'s' * (n != 1)} of that rung, text, settings and code"
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * losses.std() * math.sqrt(1 + 1 / n)
-    figures = (
-        f"{losses.min():.4f} to {losses.max():.4f} in {n} runs, where {losses.mean():.4f} ± {reach:.4f} is expected"
-    )
+    expected = f"{losses.mean():.4f} ± {reach:.4f} is expected, from {n} runs"
     if abs(loss - losses.mean()) <= reach:
-        return f"normal: {figures}"
-    return f"{'higher' if loss > losses.mean() else 'lower'} than it should be: {figures}"
+        return f"normal: {expected}"
+    return f"{'higher' if loss > losses.mean() else 'lower'} than it should be: {expected}"
 
 
 if __name__ == "__main__":

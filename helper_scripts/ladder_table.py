@@ -1,4 +1,4 @@
-"""Print the ladder as a Markdown table from the loss log; with --write, put it between two markers in README.md."""
+"""Print the ladder as a Markdown table from the loss log; with --write, put it between two markers of a page."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from data import LOSS_CSV, UserError
+from data import UserError
+from data.files import atomic_write
+from data.sources import TINY_SHAKESPEARE
 from helper_scripts.compare import change
-from helper_scripts.models import rung_before, training_flops
-from helper_scripts.results import RUNGS, Budget, Results, load_results
-from helper_scripts.whole import write_whole
-from stages import LADDER
+from helper_scripts.models import rung_path, training_flops
+from helper_scripts.results import Results, Selection, load_results
 from training.cli import errors_in_one_line, parse
-
-ROOT = Path(__file__).resolve().parent.parent
-NAMES = {"own": "ladder table", "short": "short table", "laptop": "laptop table"}  # of the markers, by budget
 
 # The final losses that the original write-up reports for these stages, each one sampled estimate of one run.
 WRITE_UP = {
@@ -33,56 +30,53 @@ WRITE_UP = {
 
 
 @dataclass(frozen=True)
-class Options:
-    loss_csv: Path = LOSS_CSV  # the log to read
-    corpus: str | None = None  # the corpus whose runs to list; by default Tiny Shakespeare
-    budget: Budget = "own"  # the settings whose runs to list: their rungs' own, or those of run_ladder.py --budget
-    variants: bool = False  # list runs with all settings
+class Options(Selection):
+    variants: bool = False  # list runs with other flags, too
     write: Path | None = None  # a Markdown file with the two markers, between which to put the table
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        results = load_results(options.loss_csv, options.corpus, options.variants, budget=options.budget)
-        show(markdown_table(results), options.write, NAMES[options.budget])
-        print(*results.left_out, sep="\n", end="\n" if results.left_out else "")
+        results = load_results(options, variants=options.variants)
+        show(
+            markdown_table(results), options.write, f"{options.preset or 'ladder'}{' holdout' * options.holdout} table"
+        )
+        print("".join(f"{line}\n" for line in results.left_out), end="")
 
 
 def markdown_table(results: Results) -> str:
     """A row a rung, in ladder order; losses as mean ± standard deviation over n seeds, seconds as their mean.
 
-    Next to them what the write-up has, or where it has none of these rungs' settings, the change against the rung
-    before. FLOPs are those of training on a character, its share of an update included;
-    characters are those that were trained on.
+    FLOPs are those of training on a character, its share of an update included; where they cannot be counted there is
+    a dash, and results.left_out gets a line. Characters are those that were trained on.
     """
-    written_up = not WRITE_UP.keys().isdisjoint(results.order)
-    held_against = "write-up" if written_up else "change, and its 95% interval"
-    lines = [
-        f"| rung | adds | validation loss | {held_against} | parameters | FLOPs a character | characters | seconds | "
-        "commit |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    final = results.final()
+    written_up = results.corpus == TINY_SHAKESPEARE and not results.flags
+    columns = ["rung", "adds", "validation loss", "change, and its 95% interval", "parameters", "FLOPs a character"]
+    columns[3:3] = ["write-up"] * written_up
+    lines = [[*columns, "characters", "seconds"], ["---"] * (len(columns) + 2)]
     for label in results.order:
-        runs = final[final["label"] == label]
+        runs, before = results.runs(label), results.before(label)
         first = runs.iloc[0]
-        before = rung_before(label, results.order)
-        difference = change(results.losses(before), results.losses(label)) if before else ""
-        flops = training_flops(label, first["parameters"])
-        cells = (
-            f"`{label}`",
-            describe(first["experiment"]),
-            mean_and_spread(runs["val_loss"]),
-            (f"{WRITE_UP[label]:.2f}" if label in WRITE_UP else "") if written_up else difference,
-            f"{first['parameters']:,}",
-            "" if flops is None else f"{flops / 1e3:,.0f} k",
-            f"{first['tokens'] / 1e6:.2f} M",
-            f"{runs['seconds'].mean():,.0f}",
-            ", ".join(f"`{commit}`" for commit in runs["commit"].unique()),
+        try:
+            flops = f"{training_flops(results.full(label), int(first['parameters'])) / 1e3:,.0f} k"
+        except UserError as error:
+            flops = "-"
+            results.left_out.append(f"no FLOPs of {label}: {error}")
+        lines.append(
+            [
+                f"`{label}`",
+                describe(first["rung"]),
+                mean_and_spread(runs["val_loss"]),
+                *([f"{WRITE_UP[label]:.2f}" if label in WRITE_UP else ""] * written_up),
+                change(results.losses(before), results.losses(label)) if before else "",
+                f"{first['parameters']:,}",
+                flops,
+                f"{first['tokens'] / 1e6:.2f} M",
+                f"{runs['seconds'].mean():,.0f}",
+            ]
         )
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def mean_and_spread(losses: pd.Series) -> str:
@@ -93,8 +87,10 @@ def mean_and_spread(losses: pd.Series) -> str:
 
 def describe(rung: str) -> str:
     """What a rung adds: the first line of its docstring after the colon. The file is read, not run."""
-    path = ROOT / (LADDER[RUNGS.index(rung)].replace(".", "/") + ".py")
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    try:
+        docstring = ast.get_docstring(ast.parse(rung_path(rung).read_text(encoding="utf-8"))) or ""
+    except (OSError, ValueError, SyntaxError):  # while it is being edited
+        return "-"
     return docstring.partition("\n")[0].partition(": ")[2].rstrip(".")
 
 
@@ -107,19 +103,25 @@ def show(table: str, page: Path | None, name: str) -> None:
         print(f"wrote the {name} into {page}")
 
 
-def write_between_markers(path: Path, table: str, name: str) -> None:
-    """Replace what stands between the markers of that name. Raises UserError where the file or a marker is missing, or
-    the file cannot be written; it is then as it was.
+def write_between_markers(path: Path, text: str, name: str) -> None:
+    """Put `text` between the markers of that name, with the page's own line ends.
+
+    Raises UserError where the file or a marker is missing, or it cannot be written; it is then as it was.
     """
     before, after = around_markers(path, name)
-    write_whole(path, f"{before}\n{table}\n{after}".encode(), "name another page with --write")
+    text = f"\n{text}\n".replace("\n", "\r\n" if "\r\n" in before + after else "\n")
+    try:
+        with atomic_write(path) as file:
+            file.write(f"{before}{text}{after}".encode())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; name another page with --write") from None
 
 
 def around_markers(path: Path, name: str) -> tuple[str, str]:
     """A page up to the first marker of that name, and from the second on. Raises UserError where one is missing."""
     opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}; name a Markdown file with --write") from None
     before, begin, rest = text.partition(opening)

@@ -13,13 +13,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import CharTokenizer, UserError
-from helper_scripts.results import BUDGETS, RUNGS, Budget, check_rungs
 from stages import LADDER
-from training import TrainConfig
+from training import ScaledConfig, TrainConfig
 from training.checkpoint import load_checkpoint
 from training.cli import parse
-from training.config import NOT_COMPARED, changed_flags, starting_point
+from training.config import NOT_HASHED, changed_flags
+from training.presets import Preset
+from training.provenance import ROOT
 from training.state import Evaluation, State
+
+RUNGS = tuple(module.rpartition(".")[2] for module in LADDER)  # as the log names them: "residual", "gpt"
+LARGEST = {"n_layer": 1000, "n_head": 1000, "n_embd": 100_000, "block_size": 65_536}  # to build a model of
 
 
 @dataclass(frozen=True)
@@ -35,59 +39,93 @@ class Trained:
     last: Evaluation
 
 
+def check_rungs(names: tuple[str, ...]) -> None:
+    """Raises UserError for names that the ladder does not have."""
+    unknown = [name for name in names if name not in RUNGS]
+    if unknown:
+        raise UserError(f"there is no rung {', '.join(unknown)}; the ladder has {', '.join(RUNGS)}")
+
+
+def rung_path(rung: str) -> Path:
+    return ROOT / f"{LADDER[RUNGS.index(rung)].replace('.', '/')}.py"
+
+
 def rung_module(rung: str) -> ModuleType:
     return importlib.import_module(LADDER[RUNGS.index(rung)])
 
 
-def rungs_of(budget: Budget) -> tuple[str, ...]:
-    """Labels of what a budget is for: the small rungs in their own settings, or the scaled-up ones in given ones."""
-    scaled = budget != "own"
-    rungs = [rung for rung in RUNGS if hasattr(rung_module(rung).Config, "RECIPES") == scaled]
-    return tuple(f"{rung} {BUDGETS[budget]}".strip() for rung in rungs)
+def rungs_of(preset: Preset | None, holdout: bool = False) -> tuple[str, ...]:
+    """Labels of the rungs that a preset is for, rungs 8 and up; without one, of the small rungs.
+
+    A rung whose file cannot be imported, say while it is being edited, is in neither.
+    """
+    types = {rung: _from_module(rung, "Config") for rung in RUNGS}
+    rungs = [rung for rung in RUNGS if types[rung] and issubclass(types[rung], ScaledConfig) == bool(preset)]
+    return tuple(join(rung, start_of(preset, holdout)) for rung in rungs)
 
 
-def at_budget(label: str, budget: Budget) -> str:
-    """A rung in the settings of a budget, over which its own flags go. Raises UserError where it has no such."""
-    rung, _, flags = label.partition(" ")
-    there = [name.split()[0] for name in rungs_of(budget)]
-    if budget != "own" and rung in RUNGS and rung not in there:
-        raise UserError(f"{rung} is not trained at the {budget} budget; that is for {', '.join(there)}")
-    return " ".join(filter(None, (rung, BUDGETS[budget], flags)))
+def with_preset(label: str, preset: Preset | None, holdout: bool = False) -> str:
+    """A rung and its flags, the preset and --holdout before them. Raises UserError for a rung without presets."""
+    rung = label.split(" ")[0]
+    check_rungs((rung,))
+    if preset and not issubclass(_from_module(rung, "Config") or ScaledConfig, ScaledConfig):
+        names = ", ".join(label.split()[0] for label in rungs_of(preset))
+        raise UserError(f"{rung} has no --preset {preset}; that is for {names}")
+    return join(label, start_of(preset, holdout))
+
+
+def start_of(preset: Preset | None, holdout: bool) -> str:
+    """The flags that a preset and --holdout put before all others, as the log has them."""
+    return " ".join([f"--preset {preset}"] * bool(preset) + ["--holdout"] * holdout)
+
+
+def join(label: str, flags: str) -> str:
+    """`label` with `flags` before its own."""
+    rung, _, own = label.partition(" ")
+    return " ".join(filter(None, (rung, flags, own)))
 
 
 def rung_before(label: str, order: list[str]) -> str | None:
-    """What of `order`, labels in ladder order, a label is held against.
+    """What of `order`, labels in ladder order, a label is compared with. None where there is no such.
 
-    A rung with flags: itself without them. Otherwise the rung that it names as AFTER, or else the nearest below it,
-    with the same flags. None where there is no such.
+    A rung with flags: itself without them. Otherwise, with the same flags, the rung that it names as AFTER, or the
+    nearest earlier one that names none.
     """
     rung, _, flags = label.partition(" ")
     if flags and rung in order:
         return rung
-    after = f"{getattr(rung_module(rung), 'AFTER', '').rpartition('.')[2]} {flags}".rstrip()
+    if after := _from_module(rung, "AFTER"):
+        after = join(after.rpartition(".")[2], flags)
+        return after if after in order else None
     below = [other for other in order[: order.index(label)] if other.partition(" ")[2] == flags]
-    return after if after in below else (below or [None])[-1]
+    return next((other for other in reversed(below) if not _from_module(other.split()[0], "AFTER")), None)
+
+
+def _from_module(rung: str, name: str):
+    """What a rung's file calls `name`; None where it has no such, or cannot be imported while it is being edited."""
+    try:
+        return getattr(rung_module(rung), name, None)
+    except Exception:
+        return None
 
 
 def config_of(label: str, **settings) -> TrainConfig:
     """The Config of a rung and its flags, as the log's labels put them: "residual --n-layer 1"; `settings` go over it.
 
-    Raises UserError for a rung that is not there, and for flags that it does not have.
+    Raises UserError for a rung that is not there, and for flags that are not settings of it that shape a result.
     """
     rung, *flags = label.split() or [""]
     check_rungs((rung,))
     config_type = rung_module(rung).Config
+    allowed = {field.name for field in fields(config_type)} - NOT_HASHED | {"precision", "preset"}
+    for flag in (flag for flag in flags if flag.startswith("--") or flag == "-h"):
+        name = flag.strip("-").partition("=")[0].removeprefix("no-").replace("-", "_")
+        if name not in allowed:
+            raise UserError(f"{label}: {flag} is no setting of one rung's result; take it out of the quotes")
     try:
-        config = parse(config_type, description="", args=flags)
+        return replace(parse(config_type, description="", args=flags), **settings)
     except UserError as error:
         raise UserError(f"{label}: {error}") from None
-    own = starting_point(config)
-    for name in NOT_COMPARED - {"precision", "recipe"}:
-        if getattr(config, name) != getattr(own, name):
-            raise UserError(
-                f"{label}: --{name.replace('_', '-')} cannot be one rung's alone; take it out of the quotes"
-            )
-    return replace(config, **settings)
 
 
 def as_logged(label: str) -> str:
@@ -97,25 +135,28 @@ def as_logged(label: str) -> str:
     """
     try:
         return f"{label.partition(' ')[0]} {changed_flags(config_of(label))}".strip()
-    except UserError:
+    except Exception:
         return label
 
 
-def training_flops(label: str, parameters: int) -> float | None:
+def training_flops(label: str, parameters: int) -> float:
     """Floating-point operations of training on one character: forward, backward and its share of the update.
 
-    As torch counts them, which is products alone; an update has some where Muon makes it.
-
-    parameters: those of the model as it was logged, which tell the size of the alphabet. None where no alphabet gives
-    that number, or there are no such flags: the rung is another by now. None too where a model cannot be counted so.
+    As torch counts them, which is matmuls alone; an update has some where Muon makes it. parameters: those of the model
+    as it was logged, which tell the size of the alphabet. Raises UserError, with the reason, where they cannot be
+    counted: no alphabet gives that number, or the rung's file cannot be run without numbers, or at all.
     """
     try:
-        return _training_flops(config_of(label), rung_module(label.split()[0]), parameters)
-    except (UserError, RuntimeError, NotImplementedError):
-        return None
+        config = config_of(label)
+        _check_sizes(config, LARGEST)
+        return _training_flops(config, rung_module(label.split()[0]), parameters)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{type(error).__name__}: {one_line(error)}") from None
 
 
-def _training_flops(config: TrainConfig, module: ModuleType, parameters: int) -> float | None:
+def _training_flops(config: TrainConfig, module: ModuleType, parameters: int) -> float:
     def model(vocab_size: int) -> nn.Module:
         with torch.device("meta"):  # shapes without numbers
             return module.LanguageModel(vocab_size, config)
@@ -130,9 +171,9 @@ def _training_flops(config: TrainConfig, module: ModuleType, parameters: int) ->
         return one + more * (two - one) + more * (more - 1) // 2 * (three - 2 * two + one)
 
     vocab_size = 1 + bisect.bisect_left(range(1, 0x10FFFF), parameters, key=expected)
+    if expected(vocab_size) != parameters:
+        raise UserError(f"no alphabet gives it {parameters:,} parameters now")
     made = model(vocab_size)
-    if count(made) != parameters:
-        return None
     with FlopCounterMode(display=False) as counter:
         made(torch.zeros(1, config.block_size, dtype=torch.long, device="meta")).sum().backward()
     with FlopCounterMode(display=False) as update_counter:
@@ -147,32 +188,65 @@ def _training_flops(config: TrainConfig, module: ModuleType, parameters: int) ->
 def load_model(path: Path) -> Trained:
     """Raises UserError for a file that is no checkpoint, or one of a rung that is not there, or is another by now."""
     content = load_checkpoint(path)
-    rung, last = content["facts"]["experiment"], content["evaluations"][-1:]
+    metadata, last = content["metadata"], content["evaluations"][-1:]
+    rung = metadata["rung"]
     if rung not in RUNGS:
         raise UserError(f"{path} is of the rung {rung}, which the ladder does not name (stages/__init__.py)")
     if not last:
         raise UserError(f"{path} was saved before its first evaluation; go on with that run first (--resume)")
-    module, facts = rung_module(rung), content["facts"]
-    tokenizer = CharTokenizer(facts["alphabet"])
-    names = {field.name for field in fields(module.Config)} - {"loss_csv", "runs_dir"}  # plain strings in the file
     try:
-        config = module.Config(**{name: value for name, value in content["config"].items() if name in names})
+        module, tokenizer = rung_module(rung), CharTokenizer(metadata["alphabet"])
+        config = _config_from(content["config"], module.Config)
+        # a file that claims more than its weights hold must not make this build a model without end
+        shapes = [tensor.shape for tensor in content["weights"].values()]
+        largest = max((size for shape in shapes for size in shape), default=0)
+        _check_sizes(config, LARGEST | {"n_layer": len(shapes), "n_embd": largest})
+        if tokenizer.vocab_size > largest:
+            raise UserError(f"its alphabet has {tokenizer.vocab_size} characters, its weights at most {largest} rows")
         model = module.LanguageModel(tokenizer.vocab_size, config)
         model.load_state_dict(content["weights"])
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} does not fit {rung} as it is now: {reason}; train it again") from None
-    text = (str(facts.get("corpus")), facts["corpus_sha256"])
+    except Exception as error:
+        raise UserError(f"{path} does not fit {rung} as it is now: {one_line(error)}; train it again") from None
+    text = (metadata["corpus"], metadata["corpus_sha256"])
     return Trained(rung, model.eval(), config, tokenizer, *text, Evaluation(**last[0]))
 
 
+def _config_from(saved: dict, config_type: type[TrainConfig]) -> TrainConfig:
+    """Raises UserError for a value of another type than its field's."""
+    plain, settings = config_type(), {}
+    for name in {field.name for field in fields(config_type)} & saved.keys() - {"loss_csv", "runs_dir"}:
+        value, kinds = saved[name], {type(getattr(plain, name))}
+        kinds |= {int} if float in kinds else {str} if name == "preset" else set()
+        if type(value) not in kinds:
+            raise UserError(f"its {name} is {str(value)[:50]!r}")
+        settings[name] = value
+    return config_type(**settings)
+
+
+def _check_sizes(config: TrainConfig, largest: dict[str, int]) -> None:
+    """Raises UserError for a model that is larger than `largest` says, by the names of the settings."""
+    for name, most in largest.items():
+        if getattr(config, name, 0) > most:
+            raise UserError(f"its {name} is {getattr(config, name)}, more than {most}")
+
+
+def one_line(error: Exception) -> str:
+    return printable(" ".join(str(error).split())[:200])
+
+
+def printable(text: str) -> str:
+    """Text from a file, made fit for any terminal: control characters and their like escaped."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 def checkpoints(runs_dir: Path, rung: str = "*") -> list[Path]:
-    """Those of `rung`, or of all, the latest last."""
-    return sorted(runs_dir.glob(f"{rung}-seed*.pt"), key=lambda path: path.stat().st_mtime)
+    """Those of `rung`, or of all: runs that have not finished before those that have, and of these the latest last."""
+    files = runs_dir.glob(f"{rung}-seed*.pt")
+    return sorted(files, key=lambda path: (not path.name.endswith(".partial.pt"), path.stat().st_mtime))
 
 
 def latest_checkpoint(runs_dir: Path, rung: str = "*") -> Path:
-    """The one of `rung`, or of all, that was written last. Raises UserError where there is none."""
+    """The last of `checkpoints`. Raises UserError where there is none."""
     files = checkpoints(runs_dir, rung)
     if not files:
         which = "" if rung == "*" else f" of {rung}"
@@ -181,5 +255,12 @@ def latest_checkpoint(runs_dir: Path, rung: str = "*") -> Path:
 
 
 def find_checkpoint(runs_dir: Path, name: str) -> Path:
-    """What a user names: a rung, for its latest one; nothing, for the latest of all; or a file."""
-    return latest_checkpoint(runs_dir, name or "*") if name in ("", *RUNGS) else Path(name)
+    """What a user names: a rung, for its latest one; nothing, for the latest of all; or a file.
+
+    Raises UserError for a rung without a checkpoint, and for one that the ladder does not name.
+    """
+    if name in ("", *RUNGS):
+        return latest_checkpoint(runs_dir, name or "*")
+    if not Path(name).exists() and (ROOT / "stages" / f"{name}.py").exists():
+        raise UserError(f'{name} is not on the ladder; add "stages.{name}" to stages/__init__.py first')
+    return Path(name)

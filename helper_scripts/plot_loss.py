@@ -6,9 +6,8 @@ The ladder has a point a run, and the mean's 95% interval. Runs that may not be 
 
 from __future__ import annotations
 
-import io
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +19,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-from data import LOSS_CSV, UserError
-from helper_scripts.models import rung_before
-from helper_scripts.results import Budget, Results, load_results
-from helper_scripts.whole import write_whole
+from data import UserError
+from data.files import atomic_write
+from helper_scripts.results import Results, Selection, load_results
 from training.cli import errors_in_one_line, parse
+from training.presets import Preset
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
 COLUMNS = 4  # of panels
@@ -38,36 +37,25 @@ FLOOR = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Selection):
     rungs: tuple[str, ...] = ()  # the rungs to draw, by name; none is all
     x: Literal["steps", "seconds", "characters"] = "steps"  # what the curves are drawn against
-    loss_csv: Path = LOSS_CSV  # the log to draw
     out: Path | None = None  # the picture to write; its ending says which kind: png, svg, pdf
-    budget: Budget = "own"  # the settings whose runs to draw: their rungs' own, or those of run_ladder.py --budget
-    corpus: str | None = None  # the corpus whose runs to draw; by default Tiny Shakespeare
-    variants: bool = False  # draw runs with all settings, each in panels of its own
-    show: bool = False  # open a window as well
+    variants: bool = False  # draw runs with other flags too, each set of them in a panel of its own
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        out = options.out or picture_of(options.budget, options.variants)
+        out = options.out or picture_of(options.preset, options.variants, options.holdout)
         check_picture(out)
-        results = load_results(options.loss_csv, options.corpus, options.variants, budget=options.budget)
-        results = results.only(options.rungs)
-        if not options.show:
-            write_plot(results, out, x=options.x)
-        else:
-            import matplotlib.pyplot as plt  # which looks for a display
-
-            write_plot(results, out, x=options.x, figure=plt.figure())
-            plt.show()
+        results = load_results(options, variants=options.variants).only(options.rungs)
+        write_plot(results, out, x=options.x)
 
 
-def picture_of(budget: Budget, variants: bool = False) -> Path:
-    """Where the picture of a budget is kept; with runs of all settings in it, it is another."""
-    names = ["loss_curves", *([budget] if budget != "own" else []), *(["variants"] if variants else [])]
+def picture_of(preset: Preset | None, variants: bool = False, holdout: bool = False) -> Path:
+    """Where the picture of a preset is kept; with other flags in it, or validated otherwise, it is another."""
+    names = ["loss_curves", *([preset] if preset else []), *["holdout"] * holdout, *["variants"] * variants]
     return IMAGES / f"{'_'.join(names)}.png"
 
 
@@ -78,9 +66,9 @@ def check_picture(out: Path) -> None:
         raise UserError(f"--out {out} does not end in a kind of picture; use one of {', '.join(sorted(kinds))}")
 
 
-def write_plot(results: Results, out: Path, *, x: str = "steps", figure: Figure | None = None) -> None:
+def write_plot(results: Results, out: Path, *, x: str = "steps") -> None:
     """Write the picture of `results` to `out` and say on the terminal where it went and what is not in it."""
-    save_picture(draw(results, figure or Figure(), x), out)
+    save_picture(draw(results, Figure(), x), out)
     for line in results.left_out:
         print(line)
     print(f"drew {results.rows['run'].nunique()} runs of {len(results.order)} rungs on {results.corpus}: {out}")
@@ -88,32 +76,32 @@ def write_plot(results: Results, out: Path, *, x: str = "steps", figure: Figure 
 
 def save_picture(figure: Figure, out: Path) -> None:
     """Write `figure`, whole or not at all, as the kind of picture that the ending of `out` says."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format=out.suffix.lower().lstrip("."), dpi=150)
-    write_whole(out, picture.getvalue(), "choose another picture with --out")
+    try:
+        with atomic_write(out) as file:
+            figure.savefig(file, format=out.suffix.lower().lstrip("."), dpi=150)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; choose another picture with --out") from None
 
 
 def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
     """A panel of curves for each label of `results`, and at the right the ladder of final losses."""
     import seaborn as sns  # takes seconds, and the processes of run_ladder.py import this file too
 
-    results, settings = _common_flags(results)
     order, rows = results.order, results.rows.copy()
     # seeds take different times to the same step: their mean, so that the curves have one point there
     rows["x"] = rows.groupby(["label", "step"])[X[x]].transform("mean")
     palette = dict(zip(order, sns.husl_palette(len(order), h=0.6, s=0.9, l=0.55), strict=True))
-    or_plain = (
-        ", or without the flags" if any(rung_before(label, order) in label.split()[:1] for label in order) else ""
-    )
-    columns = min(COLUMNS, len(order))
-    height = math.ceil(len(order) / columns)
+    evaluations = rows.groupby("label")["step"].nunique()
+    panels = [label for label in order if evaluations[label] > 1]  # one point makes no curve
+    columns = max(1, min(COLUMNS, len(panels)))
+    height = max(1, math.ceil(len(panels) / columns))
     figure.set_size_inches(3.1 * columns + 4.6, max(4.4, 3.3 * height + 0.9))
     figure.set_layout_engine("constrained")
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
         grid = figure.add_gridspec(height, columns + 1, width_ratios=[1] * columns + [1.5])
-        for number, label in enumerate(order):
+        for number, label in enumerate(panels):
             panel = figure.add_subplot(grid[number // columns, number % columns])
-            before = rung_before(label, order)
+            before = results.before(label)
             _curves(sns, panel, results, rows, label, before, palette[label])
             peers = rows[rows["label"].isin(_peers(results, label))]
             goal = results.losses(before).mean() if before else 0.0
@@ -124,29 +112,19 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
             panel.set_xlim(0, max(1e-9, own["x"].max()))
         _ladder(sns, figure.add_subplot(grid[:, columns]), results, palette)
     lines = {"validation": {"linewidth": 2}, "train": {"linestyle": ":"}}
-    if any(rung_before(label, order) for label in order):
-        lines[f"validation of the rung before{or_plain}"] = {"color": "0.6"}
+    if compared := [(label, before) for label in panels if (before := results.before(label))]:
+        plain = any(label.split()[:1] == [before] for label, before in compared)
+        lines["validation of the rung before" + ", or without the flags" * plain] = {"color": "0.6"}
     if _floor_of(results):
         lines["bigram by counting"] = FLOOR
     handles = [Line2D([], [], **{"color": "black"} | style) for style in lines.values()]
     figure.legend(handles, list(lines), loc="outside lower center", ncols=4)
-    what = f"{results.corpus}{settings and f', {settings}'}"
+    what = f"{results.corpus}{results.flags and f', {results.flags}'}"
     figure.suptitle(f"What each part of a GPT buys: {what}, mean and standard deviation over seeds")
     return figure
 
 
-def _common_flags(results: Results) -> tuple[Results, str]:
-    """The same results under shorter labels, without the flags that all of them have, and these flags."""
-    flags = {label.partition(" ")[2] for label in results.order}
-    if len(flags) > 1:
-        return results, ""
-    rows = results.rows.assign(label=results.rows["experiment"])
-    return replace(results, rows=rows, order=[label.split()[0] for label in results.order]), flags.pop()
-
-
-def _curves(
-    sns, panel: Axes, results: Results, rows: pd.DataFrame, label: str, before: str | None, colour: tuple
-) -> None:
+def _curves(sns, panel: Axes, results: Results, rows: pd.DataFrame, label: str, before: str | None, colour) -> None:
     """Of one rung, and of the one before it."""
     own, losses = rows[rows["label"] == label], results.losses(label)
     if before is not None:

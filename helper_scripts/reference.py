@@ -1,9 +1,9 @@
-"""The plain reading of the scaled-up GPT, as one would write it along with the lecture: what rung 8 is held against.
+"""A plain implementation of the lecture's GPT, with which rung 8 is compared.
 
-One module a head with a projection each for query, key and value; dropout on the attention weights too; torch's own
-dropout; everything in fp32; the loss estimated on random batches. Nothing here is shared with `gpt.py`, which has to
-give the same logits and gradients for the same weights (the tests carry them over) and to do it faster (the benchmark
-times both). The equations are those of Vaswani et al., 2017, with the LayerNorms of Radford et al., 2019.
+A module for each head, with a projection each for query, key and value; dropout on the attention weights too; torch's
+own dropout; everything in fp32. It shares no code with `gpt.py`. For the same weights both have to give the same logits
+and gradients (a test carries the weights over), and `gpt.py` has to be faster (the benchmark times both). The equations
+are those of Vaswani et al., 2017, with the LayerNorms of Radford et al., 2019.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ class Head(nn.Module):
         k, q, v = self.key(x), self.query(x), self.value(x)  # (B, T, D) each
         weights = q @ k.transpose(1, 2) / k.shape[-1] ** 0.5  # (B, T, T)
         weights = weights.masked_fill(self.past[:T, :T] == 0, float("-inf"))
-        weights = self.dropout(F.softmax(weights, dim=-1))
-        return weights @ v  # (B, T, D)
+        return self.dropout(F.softmax(weights, dim=-1)) @ v  # (B, T, D)
 
 
 class MultiHeadAttention(nn.Module):
@@ -85,10 +84,7 @@ class Reference(nn.Module):
 
 
 def sampled_loss(model: Reference, corpus: Corpus, batch_size: int, block_size: int, batches: int = 200) -> float:
-    """The usual estimate of the train split's loss: the mean over random batches, of steps that no training reaches.
-
-    For the validation split, give it a corpus whose train split that is.
-    """
+    """The usual estimate of the train split's loss: the mean over random batches, of steps that no training reaches."""
     model.eval()
     with torch.no_grad():
         losses = [model(*corpus.batch(0, 10**9 + i, batch_size, block_size))[1].item() for i in range(batches)]

@@ -1,51 +1,64 @@
-"""The rows of the loss log that may stand side by side, and what had to be left out.
+"""The runs of the loss log that may be averaged and compared, and what had to be left out.
 
-Runs are of one kind where rung, settings, size, precision and corpus are the same. Of those only finished runs count,
-and of several with the same seed the latest. Everything else is left out, and every command that draws or prints says
-so; and where runs of different rungs were not trained in one precision or on one kind of device, it says that.
+Runs are averaged where corpus, settings, precision and code are the same, and rungs compared where the shared code is.
+A rung is represented by the finished runs of its file's settings and code as they are now, or, where it has none of
+that code, of the latest that it has runs of. Everything else is left out, and every command says so.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
-from data import UserError, read_log
+from data import LOSS_CSV, UserError, read_log
 from data.sources import TINY_SHAKESPEARE
-from stages import LADDER
+from helper_scripts.models import (
+    RUNGS,
+    as_logged,
+    check_rungs,
+    config_of,
+    join,
+    one_line,
+    printable,
+    rung_before,
+    rung_path,
+    start_of,
+)
+from training.config import config_hash
+from training.presets import Preset
+from training.provenance import rung_code, shared_code
 
-RUNGS = tuple(module.rpartition(".")[2] for module in LADDER)  # as the log names them: "residual", "gpt"
-
-# Settings at which rungs are held against one another, as the flags that lead there. The rungs from the eighth on have
-# all three; at their own settings each of them takes an hour or more.
-Budget = Literal["own", "short", "laptop"]
-BUDGETS: dict[Budget, str] = {"own": "", "short": "--recipe short", "laptop": "--recipe laptop"}
-# Rows of settings that now take other flags, since the rungs' own have changed: their hash says that they are the same.
-NOW_TYPED = {("--steps 500", "4c6675bf"): BUDGETS["short"]}
-OTHER_THAN_OWN = "settings that are not their rung's own (ladder_table.py --variants lists them)"
+START = re.compile(r"(--preset \S+)? ?(--holdout)? ?")  # of a run's flags, as `start_of` makes them
+CODE = ["rung_code", "shared_code"]
 
 
-def check_rungs(names: tuple[str, ...]) -> None:
-    """Raises UserError for names that the ladder does not have."""
-    unknown = [name for name in names if name not in RUNGS]
-    if unknown:
-        raise UserError(f"there is no rung {', '.join(unknown)}; the ladder has {', '.join(RUNGS)}")
+@dataclass(frozen=True)
+class Selection:
+    """What of the log to look at."""
+
+    loss_csv: Path = LOSS_CSV  # the log to read
+    corpus: str | None = None  # the corpus whose runs to take; by default Tiny Shakespeare
+    preset: Preset | None = None  # the settings whose runs to take, in place of the rungs' own
+    holdout: bool = False  # take runs that were validated on the end of the train split, with --holdout
 
 
 @dataclass(frozen=True)
 class Results:
-    """rows: the log's rows that are comparable, `label` added: the rung, and its flags where they are not its own.
+    """rows: the log's rows that are comparable, `label` added: the rung, and its flags besides those of the selection.
 
-    order: the labels, in ladder order. corpus: the one they were all trained on. left_out: a line for each reason, and
-    for each way in which what is there is not alike. log: where they are from.
+    order: the labels, in ladder order. corpus: the one they were all trained on. flags: the selection's preset and
+    --holdout, as typed, which all labels have in common. left_out: a line for each reason, and for each way in which
+    what is there is not alike. log: where they are from.
     """
 
     rows: pd.DataFrame
     order: list[str]
     corpus: str
+    flags: str
     left_out: list[str]
     log: Path
 
@@ -53,82 +66,147 @@ class Results:
         """The last row of each run: (label, seed) is unique."""
         return self.rows[self.rows["step"] == self.rows["steps"]]
 
+    def runs(self, label: str) -> pd.DataFrame:
+        """The last row of each run of `label`. Raises UserError where there are none."""
+        if label not in self.order:
+            near = [other for other in self.order if other.split()[0] == label.split(" ")[0]] or self.order
+            raise UserError(f"{self.log} has no finished runs of {self.full(label)!r}; it has {', '.join(near)}")
+        final = self.final()
+        return final[final["label"] == label]
+
     def losses(self, label: str) -> pd.Series:
         """The final validation losses of `label`, by seed. Raises UserError where there are none."""
-        if label not in self.order:
-            near = [other for other in self.order if other.split()[0] == label.partition(" ")[0]] or self.order
-            raise UserError(f"{self.log} has no finished runs of {label!r}; it has {', '.join(near)}")
-        final = self.final()
-        return final[final["label"] == label].set_index("seed")["val_loss"]
+        return self.runs(label).set_index("seed")["val_loss"]
+
+    def full(self, label: str) -> str:
+        """`label` with the flags that all have in common: as `config_of` takes it."""
+        return join(label, self.flags)
+
+    def before(self, label: str) -> str | None:
+        """What `label` is compared with; None where there is nothing of the same shared code."""
+        before = rung_before(label, self.order)
+        return before if before and self.shared_code(before) == self.shared_code(label) else None
+
+    def shared_code(self, label: str) -> str:
+        return self.runs(label)["shared_code"].iloc[0]
 
     def only(self, rungs: tuple[str, ...]) -> Results:
         """Those of these rungs alone, where any are named. Raises UserError for one that has no runs here."""
         check_rungs(rungs)
-        missing = set(rungs) - set(self.rows["experiment"])
+        missing = set(rungs) - set(self.rows["rung"])
         if missing:
             raise UserError(f"there are no runs to show of {', '.join(sorted(missing))}; train them first")
-        if not rungs:
-            return self
-        rows = self.rows[self.rows["experiment"].isin(rungs)]
+        rows = self.rows[self.rows["rung"].isin(rungs or RUNGS)]
         return replace(self, rows=rows, order=[label for label in self.order if label in set(rows["label"])])
 
 
-def load_results(
-    loss_csv: Path,
-    corpus: str | None = None,
-    variants: bool = False,
-    commit: str | None = None,
-    budget: Budget = "own",
-) -> Results:
+def load_results(selection: Selection, *, variants: bool = False, labels: tuple[str, ...] = ()) -> Results:
     """Select from the log.
 
-    corpus: its name in the log; the default is Tiny Shakespeare, or where that has no rows, the latest one.
-    variants: keep runs with flags of their own too, each set of flags under a label of its own.
-    commit: keep runs of this one alone. budget: the flags to keep, if not all.
-    Raises UserError for a log that is missing, damaged, or has nothing to show.
+    variants: runs with flags of their own too, each set of flags under a label of its own. labels: these alone; a rung,
+    perhaps with flags, perhaps with @COMMIT behind it for the runs of that commit. What is in none of them then goes
+    without saying. Raises UserError for a log that is missing, damaged, or has nothing to show.
     """
-    rows, left_out = read_log(loss_csv), []
+    rows, left_out, notes = read_log(selection.loss_csv), Counter(), []
 
-    def keep(mask: pd.Series, reason: str) -> None:
-        nonlocal rows
-        dropped = rows[~mask]["run"].nunique()
-        if dropped:
-            left_out.append(f"left out {dropped} run{'s' * (dropped > 1)} {reason}")
-        rows = rows[mask]
+    def keep(rows: pd.DataFrame, mask: pd.Series, reason: str) -> pd.DataFrame:
+        left_out[reason] += rows[~mask]["run"].nunique()
+        return rows[mask]
 
     if rows.empty:
-        raise UserError(f"the loss log {loss_csv} has no rows yet; train a rung first")
-    for (flags, config), now in NOW_TYPED.items():
-        rows.loc[(rows["flags"] == flags) & (rows["config"] == config), "flags"] = now
-    if corpus is None:
-        corpus = TINY_SHAKESPEARE if TINY_SHAKESPEARE in set(rows["corpus"]) else rows["corpus"].iloc[-1]
-    if corpus not in set(rows["corpus"]):
-        names = ", ".join(sorted(set(rows["corpus"])))
-        raise UserError(f"the loss log {loss_csv} has no run on the corpus {corpus}; it has {names}")
-    keep(rows["corpus"] == corpus, f"on another corpus (--corpus shows them; here: {corpus})")
-    keep(rows["corpus_sha256"] == rows["corpus_sha256"].iloc[-1], f"on another text of the name {corpus}")
-    if commit is not None:
-        keep(rows["commit"].str.startswith(commit), f"of other commits than {commit}")
-    keep(rows["experiment"].isin(RUNGS), "of rungs that the ladder does not name (stages/__init__.py)")
-    if not variants:
-        settings = f"other settings than {BUDGETS[budget]}" if BUDGETS[budget] else OTHER_THAN_OWN
-        keep(rows["flags"] == BUDGETS[budget], f"with {settings}")
-    keep(rows.groupby("run")["step"].transform("max") == rows["steps"], "that did not finish")
-    rows = rows.assign(label=(rows["experiment"] + " " + rows["flags"]).str.strip())
-    latest = rows.groupby("label")["config"].transform("last")
-    keep(rows["config"] == latest, "from before their rung's settings changed")
-    latest = rows.groupby("label")["parameters"].transform("last")
-    keep(rows["parameters"] == latest, "from before their rung's architecture changed")
-    latest = rows.groupby("label")["precision"].transform("last")
-    keep(rows["precision"] == latest, "in another precision than their rung's latest run")
-    latest = rows.groupby(["label", "seed"])["run"].transform("last")
-    keep(rows["run"] == latest, "that a later one with the same seed replaces")
-    if rows.empty:
-        raise UserError(f"nothing to show from {loss_csv}: {'; '.join(left_out)}")
+        raise UserError(f"the loss log {selection.loss_csv} has no rows yet; train a rung first")
+    for column in ("run", "rung", "corpus", "flags", "precision", "device", "commit"):
+        rows[column] = rows[column].map(printable)
+    corpus, flags = _corpus(rows["corpus"], selection), start_of(selection.preset, selection.holdout)
+    rows = keep(rows, rows["corpus"] == corpus, f"on another corpus (--corpus shows them; here: {corpus})")
+    rows = keep(rows, rows["corpus_sha256"] == rows["corpus_sha256"].iloc[-1], f"on another text of the name {corpus}")
+    rows = keep(rows, rows["rung"].isin(RUNGS), "of rungs that the ladder does not name (stages/__init__.py)")
+
+    chosen, earlier = {}, []
+    if labels:
+        left_out.clear()
+    for label in labels or _labels(rows, flags, variants):
+        runs, now = _of_settings(rows, label, flags, notes)
+        rows = rows if labels else rows[~rows["run"].isin(runs["run"])]
+        runs = keep(runs, runs.groupby("run")["step"].transform("max") == runs["steps"], "that did not finish")
+        if runs.empty:
+            continue
+        if not (runs[CODE] == now).all(axis=1).any():
+            now = runs[CODE].iloc[-1].tolist()
+            earlier += [label] * ("@" not in label)
+        runs = keep(runs, (runs[CODE] == now).all(axis=1), "of other code, be it their rung's or the shared")
+        seeds = runs[::-1].groupby("precision", sort=False)["seed"].nunique()  # the latest one first, if all are equal
+        runs = keep(runs, runs["precision"] == seeds.idxmax(), "in another precision than most of their rung's")
+        latest = runs.groupby("seed")["run"].transform("last")
+        runs = keep(runs, runs["run"] == latest, "that a later one with the same seed replaces")
+        chosen[label] = runs.assign(label=label)
+    if not labels:
+        left_out[f"with settings other than {flags or 'their rung has in its file'}"] = rows["run"].nunique()
+
+    lines = [f"left out {count} run{'s' * (count > 1)} {reason}" for reason, count in left_out.items() if count] + notes
+    if earlier:
+        lines.append(f"of earlier code, as there are no runs of the present code: {', '.join(earlier)}")
+    if not chosen:
+        why = "; ".join(lines) or f"it has no runs of {', '.join(labels)}"
+        raise UserError(f"nothing to show from {selection.loss_csv}: {why}")
+    rows = pd.concat(chosen.values())
     for column in ("precision", "device"):
         counts = rows.groupby(column)["run"].nunique()
         if len(counts) > 1:
             kinds = ", ".join(f"{kind} ({count})" for kind, count in counts.items())
-            left_out.append(f"these runs are not of one {column}, which may be part of what sets them apart: {kinds}")
-    order = sorted(rows["label"].unique(), key=lambda label: (RUNGS.index(label.split()[0]), label))
-    return Results(rows, order, corpus, left_out, loss_csv)
+            lines.append(f"these runs are not of one {column}, which may be part of what sets them apart: {kinds}")
+    results = Results(rows, list(chosen), corpus, flags, lines, selection.loss_csv)
+    if not labels:
+        pairs = ((label, rung_before(label, results.order)) for label in results.order)
+        apart = [f"{label} with {before}" for label, before in pairs if before and not results.before(label)]
+        lines += [f"not compared, as their shared code differs: {', '.join(apart)}"] if apart else []
+    return results
+
+
+def _corpus(names: pd.Series, selection: Selection) -> str:
+    """The corpus to show, by its name in the log; a file's name will do without the digits behind it."""
+    asked = selection.corpus
+    if asked is None:
+        return TINY_SHAKESPEARE if TINY_SHAKESPEARE in set(names) else names.iloc[-1]
+    there = sorted({name for name in names if asked in (name, name.rpartition(" (")[0])})
+    if len(there) == 1 or asked in there:
+        return asked if asked in there else there[0]
+    logged = ", ".join(there or sorted(set(names)))
+    which = "more than one" if there else "no"
+    raise UserError(f"the loss log {selection.loss_csv} has {which} corpus {asked}; choose one of {logged}")
+
+
+def _labels(rows: pd.DataFrame, flags: str, variants: bool) -> list[str]:
+    """The rungs of `rows`, in ladder order; each followed by its variants: what else stands behind `flags`."""
+    labels = []
+    for rung in (rung for rung in RUNGS if rung in set(rows["rung"])):
+        typed = sorted(set(rows[rows["rung"] == rung]["flags"])) if variants else []
+        starts = {each: START.match(each) for each in typed}
+        own = [each[start.end() :] for each, start in starts.items() if start[0].strip() == flags]
+        labels += [rung, *(f"{rung} {each}" for each in own if each)]
+    return labels
+
+
+def _of_settings(rows: pd.DataFrame, label: str, flags: str, notes: list[str]) -> tuple[pd.DataFrame, list]:
+    """Those of `rows` with the settings of `label`, and the present code, of the rung and shared.
+
+    For a commit, and for what the rung's file does not know (any more), the flags tell, and of these the latest.
+    """
+    name, at, commit = label.partition("@")
+    if at and not commit:
+        raise UserError(f"{label} names no commit; write {name}@COMMIT")
+    rung, full = name.split(" ")[0], join(name, flags)
+    check_rungs((rung,))
+    config, code = None, None
+    rows = rows[(rows["rung"] == rung) & rows["commit"].str.startswith(commit)]
+    try:
+        code = rung_code(rung_path(rung))
+        config = None if at else config_hash(config_of(full))
+    except UserError:
+        pass
+    except Exception as error:
+        notes.append(f"{rung} as it was logged last, for its file fails now: {type(error).__name__}: {one_line(error)}")
+    if config is None:
+        rows = rows[rows["flags"] == as_logged(full).partition(" ")[2]]
+        config = rows["config"].iloc[-1] if len(rows) else ""
+    return rows[rows["config"] == config], [code, shared_code()]

@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, and two threads each would only wait
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, a thread each
 
 import pytest
 import torch
@@ -37,12 +37,12 @@ def rung(request):
 
 @pytest.fixture
 def small():
-    """Makes a rung's Config at the size of the small ones, so that the scaled-up rung takes milliseconds too."""
+    """Makes a rung's Config at the size of the small ones, so that a scaled-up rung takes milliseconds too."""
 
-    def make(module, **settings):
+    def make(module, **given):
         own = module.Config()
         wanted = {"block_size": 8, "batch_size": 4, "n_embd": 32, "n_head": 4, "dropout": 0.0}
-        wanted |= {"n_layer": min(3, getattr(own, "n_layer", 3))} | settings
+        wanted |= {"n_layer": min(3, getattr(own, "n_layer", 3))} | given
         return module.Config(**{name: value for name, value in wanted.items() if hasattr(own, name)})
 
     return make
@@ -52,14 +52,11 @@ def small():
 def usual_signals():
     """Ctrl-C and its like as in a terminal, for this process and its children, however the tests were started.
 
-    In the background, or under nohup, a process is born deaf to some of them, and so are its children.
+    A process in the background, or under nohup, ignores some signals, and its children inherit that.
     """
     usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
-    before = {}
-    for name, handler in usual.items():
-        if hasattr(signal, name):
-            number = getattr(signal, name)
-            before[number] = signal.signal(number, handler)
+    numbers = {getattr(signal, name): handler for name, handler in usual.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -67,7 +64,7 @@ def usual_signals():
 
 @pytest.fixture(scope="session")
 def shakespeare() -> Corpus:
-    """The real corpus, as a run gets it; where it is not there and cannot be fetched, what needs it is skipped."""
+    """The real corpus, as a run gets it. Where it cannot be fetched, tests that need it are skipped."""
     corpus = load_corpus()
     if corpus.name != "tinyshakespeare":
         pytest.skip("data/input.txt is not there and could not be fetched")

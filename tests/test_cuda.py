@@ -19,7 +19,7 @@ def on_cuda(corpus):
 def test_nothing_waits_for_the_device_between_evaluations(on_cuda, small, monkeypatch):
     monkeypatch.setattr("training.loop.evaluate", lambda *args, **kwargs: Evaluation(0, 0.0, 0.0, 0.0))
     monkeypatch.setattr("training.loop.synchronize", lambda device: None)
-    monkeypatch.setattr("training.finite.LossWatch.check", lambda watch: None)
+    monkeypatch.setattr("training.loop.check_finite", lambda loss, step: None)
     config = small(gpt, steps=5, eval_interval=100, dropout=0.2, batch_size=64, block_size=256)
     model = gpt.LanguageModel(on_cuda.tokenizer.vocab_size, config).cuda()
     run = train(State.at_start(model, config), on_cuda, config, "bf16", range(5))
@@ -31,7 +31,7 @@ def test_nothing_waits_for_the_device_between_evaluations(on_cuda, small, monkey
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_cuda_trains_as_the_cpu_does(corpus, on_cuda, small):
+def test_cuda_trains_as_the_cpu_does_and_large_models_in_bf16(corpus, on_cuda, small):
     def losses(corpus, device, compiled=False):
         config = small(gpt, steps=20, eval_interval=20, learning_rate=1e-2)
         torch.manual_seed(0)
@@ -41,7 +41,4 @@ def test_cuda_trains_as_the_cpu_does(corpus, on_cuda, small):
 
     assert losses(on_cuda, "cuda", compiled=True) == pytest.approx(losses(on_cuda, "cuda"), abs=2e-3)
     assert losses(on_cuda, "cuda") == pytest.approx(losses(corpus, "cpu"), abs=2e-3)
-
-
-def test_large_models_multiply_in_bf16():
     assert choose_precision("auto", torch.device("cuda"), 10**7) == "bf16"

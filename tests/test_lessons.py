@@ -2,20 +2,35 @@
 
 import ast
 import importlib
-import itertools
+import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import MODULES, rung_id
 
+import gpt
+from stages import LADDER
+from training import ScaledConfig, TrainConfig
 
-def below(above, upper):
-    """The rung that `upper` is compared with: the one above it on the ladder, or the one it names as AFTER."""
-    return importlib.import_module(upper.AFTER) if hasattr(upper, "AFTER") else above
+
+def pairs(modules=MODULES):
+    """Each rung with the one that it is compared with: the one it names as AFTER, else the one below it."""
+    below = None
+    for module in modules:
+        if hasattr(module, "AFTER"):
+            yield importlib.import_module(module.AFTER), module
+            continue
+        if below:
+            yield below, module
+        below = module
 
 
-PAIRS = [pytest.param(below(above, upper), upper, id=rung_id(upper)) for above, upper in itertools.pairwise(MODULES)]
+PAIRS = [pytest.param(lower, upper, id=rung_id(upper)) for lower, upper in pairs()]
+SCALED = [module for module in MODULES if issubclass(module.Config, ScaledConfig)]
+SCALED_PAIRS = [pair for pair in PAIRS if set(pair.values) <= set(SCALED)]
 
 
 def definitions(source: str) -> dict[str, str]:
@@ -52,9 +67,23 @@ def source(module) -> str:
     return Path(module.__file__).read_text(encoding="utf-8")
 
 
+def settings(config_type) -> list[tuple]:
+    return [(field.name, getattr(config_type(), field.name)) for field in fields(config_type)]
+
+
 @pytest.mark.parametrize(("lower", "upper"), PAIRS)
 def test_neighbours_differ_in_the_lesson_alone(lower, upper):
-    assert differing(source(lower), source(upper)) == set(upper.LESSON)
+    found = differing(source(lower), source(upper))
+    if {lower, upper} <= set(SCALED):  # their settings stand in one place, and are compared by value
+        found -= {"Config"} if settings(lower.Config) == settings(upper.Config) else set()
+    assert found == set(upper.LESSON)
+
+
+def test_the_settings_that_rung_8_restates_are_those_of_all_scaled_rungs():
+    assert settings(gpt.Config) == settings(ScaledConfig)
+    for module in SCALED:
+        restated = inspect.get_annotations(module.Config).keys() & vars(ScaledConfig()).keys()
+        assert module is gpt or not restated, module.__name__
 
 
 @pytest.mark.parametrize(("lower", "upper"), PAIRS)
@@ -65,37 +94,52 @@ def test_neighbours_keep_the_same_order(lower, upper):
 
 @pytest.mark.parametrize(("lower", "upper"), PAIRS)
 def test_neighbours_keep_the_same_frame(lower, upper):
-    """Imports, constants and the last two lines: an upper rung may import more, and no rung imports another."""
+    """The upper rung may import more, and another base of its Config; the last two lines are the same."""
 
     def frame(module):
-        kept = [n for n in ast.parse(source(module)).body if not isinstance(n, ast.ClassDef | ast.FunctionDef)]
-        text = [ast.unparse(node) for node in kept[1:]]  # without the docstring
-        return [line for line in text if not line.startswith(("LESSON", "AFTER"))]
+        body = [n for n in ast.parse(source(module)).body[1:] if not isinstance(n, ast.ClassDef | ast.FunctionDef)]
+        imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+        rest = [ast.unparse(node) for node in body if node not in imports]
+        found = {(getattr(node, "module", None), alias.name) for node in imports for alias in node.names}
+        return found, [line for line in rest if not line.startswith(("LESSON = ", "AFTER = "))]
 
-    one, other = frame(lower), frame(upper)
-    assert one == [line for line in other if line in one]
-    assert all(line.startswith(("import ", "from ")) for line in other if line not in one)
-    assert other[-1].startswith("if __name__ == '__main__':")
+    (imported, rest), (more, other) = frame(lower), frame(upper)
+    config = {("dataclasses", "dataclass"), ("training", TrainConfig.__name__), ("training", ScaledConfig.__name__)}
+    assert imported - more <= config
+    assert not {module for module, _ in more} & set(LADDER)  # no rung imports another
+    assert rest == other and len(rest) == 1 and rest[0].startswith("if __name__ == '__main__':")
+
+
+@pytest.mark.parametrize(("lower", "upper"), SCALED_PAIRS)
+def test_neighbours_start_from_the_same_distributions(lower, upper, small):
+    """Of the weights that both have, unless the initial weights are all that differs."""
+    states = []
+    for module in (lower, upper):
+        torch.manual_seed(0)
+        states.append(dict(module.LanguageModel(65, small(module, n_embd=64)).named_parameters()))
+    one, other = states
+    if one.keys() == other.keys() and "LanguageModel.init_weights" in upper.LESSON:
+        return
+    common = [name for name in one if name in other and one[name].shape == other[name].shape]
+    assert len(common) > len(one) / 3
+    for name in common:
+        spread = one[name].std().item()
+        assert other[name].std().item() == pytest.approx(spread, rel=0.1), name
+        assert other[name].mean().item() == pytest.approx(one[name].mean().item(), abs=0.1 * spread), name
 
 
 @pytest.mark.parametrize("module", MODULES, ids=rung_id)
 def test_a_rung_says_what_it_adds(module):
     first, *rest = (module.__doc__ or "").splitlines()
-    assert re.fullmatch(r"Rung \d+, .+: .+\.", first)  # what follows the colon is the table's description
+    assert re.fullmatch(r"(Rung|Beside rung) \d+, .+: .+\.", first)  # what follows the colon describes it in tables
     assert any(line.startswith("In the curve") for line in rest)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "name"),
-    [
+def test_a_stray_change_is_seen():
+    code = source(gpt)
+    for old, new, name in (
         ("return self.net(x)", "return self.net( x )", "FeedForward.forward"),
         ("# (B, T, C)\n", "# (B,T,C)\n", "SelfAttention.forward"),
-        ("n_layer: int = 3", "n_layer: int = 4", "Config"),
         ("Communication, then", "Communication then", "Block"),
-    ],
-)
-def test_a_stray_change_is_seen(old, new, name):
-    from stages import pre_norm
-
-    assert source(pre_norm).count(old) >= 1
-    assert name in differing(source(pre_norm), source(pre_norm).replace(old, new))
+    ):
+        assert name in differing(code, code.replace(old, new)) and old in code

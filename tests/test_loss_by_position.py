@@ -1,4 +1,4 @@
-"""Where in its context a model loses: each character once, foretold from what the window shows of those before it."""
+"""Where in its context a model loses: each character once, predicted from what the window shows before it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 
 import pytest
 import torch
+from conftest import ROOT
 from matplotlib.image import imread
 
 import bigram
 import gpt
+from data import read_log
 from helper_scripts import loss_by_position as command
-from helper_scripts.models import latest_checkpoint, load_model
+from helper_scripts.models import latest_checkpoint
 from training import run
 
 T = 8
@@ -19,13 +21,13 @@ T = 8
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, text_file):
-    """Two rungs after a few steps: one whose loss does not care for its context, and one with a longer one."""
+    """Two rungs after a few steps: one that sees one character, and one with a context, trained with --holdout."""
     folder = tmp_path_factory.mktemp("runs")
     places = ["--corpus", str(text_file), "--loss-csv", str(folder / "log.csv"), "--runs-dir", str(folder)]
     settings = ["--steps", "2", "--sample-length", "1", "--device", "cpu", *places]
     run(bigram.LanguageModel, bigram.Config, settings)
     sizes = ["--n-embd", "12", "--n-head", "2", "--n-layer", "1", "--block-size", "24", "--batch-size", "2"]
-    run(gpt.LanguageModel, gpt.Config, [*settings, *sizes])
+    run(gpt.LanguageModel, gpt.Config, [*settings, *sizes, "--holdout"])
     return folder
 
 
@@ -37,14 +39,14 @@ def look(runs, monkeypatch, *flags: str) -> None:
 @pytest.mark.parametrize("stride", [1, 3, T])
 @pytest.mark.parametrize("length", [T + 1, 5 * T + 1, 5 * T + 4])
 @torch.no_grad()
-def test_each_character_counts_once_by_what_its_window_shows_before_it(rung, small, length, stride):
+def test_each_character_counts_once_by_what_its_window_shows_before_it(small, length, stride):
     torch.manual_seed(0)
-    model = rung.LanguageModel(11, small(rung, block_size=T)).double().eval()
+    model = gpt.LanguageModel(11, small(gpt, block_size=T)).double().eval()
     for parameter in model.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.3)
     ids = torch.randint(11, (length,), dtype=torch.uint8)
     expected = []
-    for place in range(1, length):  # one by one: the first window that has this character among what it foretells
+    for place in range(1, length):  # one by one: the first window that has this character among its targets
         window = 0 if place <= T else -(-(place - T) // stride)
         seen = ids[window * stride : place].long()
         expected.append((len(seen), -model(seen[None])[0, -1].log_softmax(-1)[ids[place].long()].item()))
@@ -66,13 +68,13 @@ def test_lines_are_means_and_errors_over_windows():
     assert math.isnan(table["error"].iloc[3])  # one window tells nothing of others
 
 
-@pytest.mark.parametrize(("split", "column"), [("val", "val_loss"), ("train", "train_loss")])
-def test_the_whole_is_the_loss_in_the_log(split, column, runs, monkeypatch, capsys):
+def test_the_mean_over_positions_is_the_loss_in_the_log(runs, monkeypatch, capsys):
+    log = read_log(runs / "log.csv").groupby("rung").last()
     for rung in ("bigram", "gpt"):
-        look(runs, monkeypatch, rung, "--split", split)
-        said = capsys.readouterr().out
-        last = load_model(latest_checkpoint(runs, rung)).last
-        assert f"after 2 steps: {getattr(last, column):.4f}\n" in said
+        for split in ("val", "train"):
+            look(runs, monkeypatch, rung, "--split", split)
+            loss = capsys.readouterr().out.partition("after 2 steps: ")[2].split()[0]
+            assert float(loss) == pytest.approx(log.loc[rung, f"{split}_loss"], abs=1e-4)
 
 
 def test_models_stand_side_by_side_in_a_table_and_a_picture(runs, monkeypatch, capsys, tmp_path):
@@ -89,24 +91,32 @@ def test_models_stand_side_by_side_in_a_table_and_a_picture(runs, monkeypatch, c
     assert "1: bigram --" in said and "2: bigram --" in said
 
 
-def test_what_cannot_be_read_so_is_named_in_one_line(runs, monkeypatch, capsys, tmp_path, text_file):
-    wrong = [
-        (["gpt", "--block-size", "25"], "context of 24"),
-        (["gpt", "--block-size", "8", "--stride", "9"], "context of 24"),
-        (["gpt", "--stride", "-1"], "1 or more"),
-        (["residual"], "no checkpoint of residual"),
-        (["gpt", "--out", str(tmp_path / "a.txt")], "kind of picture"),
-    ]
-    for flags, words in wrong:
-        with pytest.raises(SystemExit) as stop:
-            look(runs, monkeypatch, *flags)
-        complaint = capsys.readouterr().err
-        assert stop.value.code == 2 and words in complaint and complaint.count("\n") == 1
-    before = text_file.read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--block-size", "25"], "context of 24"),
+        (["--block-size", "8", "--stride", "9"], "context of 24"),
+        (["--stride", "-1"], "1 or more"),
+        (["--corpus", str(ROOT / "LICENSE")], "name the other text with --corpus"),
+        (["--out", "a.txt"], "kind of picture"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named_in_one_line(flags, words, runs, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        look(runs, monkeypatch, "gpt", *flags)
+    complaint = capsys.readouterr().err
+    assert stop.value.code == 2 and words in complaint and complaint.count("\n") == 1
+
+
+def test_a_text_that_was_moved_is_named_anew(runs, monkeypatch, capsys, text_file, tmp_path):
+    look(runs, monkeypatch, "gpt")
+    before = capsys.readouterr().out
+    moved = text_file.rename(tmp_path / "moved.txt")
     try:
-        text_file.write_text(before[::-1], encoding="utf-8")
         with pytest.raises(SystemExit):
             look(runs, monkeypatch, "gpt")
+        assert "give --corpus a text file" in capsys.readouterr().err
+        look(runs, monkeypatch, "gpt", "--corpus", str(moved))
+        assert capsys.readouterr().out == before
     finally:
-        text_file.write_text(before, encoding="utf-8")
-    assert "put that text back" in capsys.readouterr().err
+        moved.rename(text_file)

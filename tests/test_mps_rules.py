@@ -1,15 +1,20 @@
 """The rules for MPS that `training/device.py` lists, as far as they show on another device."""
 
-import numpy as np
+import math
+
+import pytest
 import torch
+from conftest import rung_id
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gpt
-from training import sampling
-from training.device import choose_precision, shapes_may_grow, worth_compiling
+from stages import modern, residual
+from training import generation
+from training.device import choose_precision, compile_pays, shapes_may_grow
 from training.evaluate import exact_loss
-from training.sampling import sample
+from training.generation import generate
 
 MPS = torch.device("mps")
 
@@ -29,34 +34,30 @@ class Watching(TorchDispatchMode):
         return result
 
 
-def test_fp32_unless_asked():
-    assert choose_precision("auto", MPS, 10**8) == "fp32"
-    assert choose_precision("bf16", MPS, 10**8) == "bf16"
+def test_fp32_unless_asked_never_compiled_and_no_cache():
+    assert choose_precision("auto", MPS, 10**8) == "fp32" and choose_precision("bf16", MPS, 10**8) == "bf16"
+    assert not compile_pays(MPS, 10**9)
+    assert not shapes_may_grow(MPS) and shapes_may_grow(torch.device("cpu"))
 
 
-def test_never_compiled():
-    assert not worth_compiling(MPS, 10**9)
-
-
+@pytest.mark.parametrize("rung", [residual, gpt, modern], ids=rung_id)
 def test_attention_is_written_out_and_nothing_is_float64(rung, small):
-    config = small(rung)
-    model = rung.LanguageModel(65, config)
+    model = rung.LanguageModel(65, small(rung))
     with Watching() as watched:
         model(torch.zeros(2, 8, dtype=torch.long)).sum().backward()
     assert not any("attention" in name for name in watched.operators)
     assert torch.float64 not in watched.types
 
 
-def test_samples_are_drawn_on_the_cpu_and_seen_in_one_shape(monkeypatch):
-    drawn_on, shapes = set(), set()
-    draw = torch.multinomial
+def test_text_is_drawn_on_the_cpu_and_its_model_sees_one_shape(monkeypatch, small):
+    drawn_on, shapes, draw = set(), set(), torch.multinomial
 
-    class Elsewhere(torch.nn.Module):
+    class Elsewhere(nn.Module):
         """A model on a device without values, whose answers come from the CPU."""
 
         def __init__(self):
             super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+            self.weight = nn.Parameter(torch.zeros(1, device="meta"))
 
         def forward(self, idx):
             assert idx.device.type == "meta"
@@ -68,41 +69,32 @@ def test_samples_are_drawn_on_the_cpu_and_seen_in_one_shape(monkeypatch):
         return draw(probabilities, *args, **kwargs)
 
     monkeypatch.setattr(torch, "multinomial", watched)
-    sample(Elsewhere(), torch.zeros(2, dtype=torch.long), 20, 8)
+    generate(Elsewhere(), torch.zeros(2, dtype=torch.long), 20, 8)
     assert drawn_on == {"cpu"}
-    assert shapes == {(1, 8)}
-
-
-def test_a_cache_whose_shapes_grow_is_not_used(small, monkeypatch):
-    assert not shapes_may_grow(MPS) and shapes_may_grow(torch.device("cpu"))
-    model, shapes = gpt.LanguageModel(65, small(gpt)).eval(), set()
+    model = gpt.LanguageModel(65, small(gpt)).eval()
     model.register_forward_pre_hook(lambda module, inputs: shapes.add(tuple(inputs[0].shape)))
-    monkeypatch.setattr(sampling, "shapes_may_grow", lambda device: False)  # as there
-    sample(model, torch.zeros(2, dtype=torch.long), 20, 8)
+    monkeypatch.setattr(generation, "shapes_may_grow", lambda device: False)  # as there
+    generate(model, torch.zeros(2, dtype=torch.long), 20, 8)
     assert shapes == {(1, 8)}
 
 
-def test_an_evaluation_sees_full_windows_in_few_shapes(corpus, small):
+def test_an_evaluation_sees_full_windows_in_few_shapes(corpus):
     shapes = set()
 
-    class Uniform(torch.nn.Module):
+    class Uniform(nn.Module):
         def forward(self, idx):
             shapes.add(tuple(idx.shape))
             return torch.zeros(*idx.shape, corpus.tokenizer.vocab_size)
 
-    assert abs(exact_loss(Uniform(), corpus.val, 8) - np.log(corpus.tokenizer.vocab_size)) < 1e-6
+    assert abs(exact_loss(Uniform(), corpus.val, 8) - math.log(corpus.tokenizer.vocab_size)) < 1e-6
     assert {shape[1] for shape in shapes} == {8} and len(shapes) <= 2  # full ones, and maybe a rest
 
 
-def test_no_copy_to_another_device_is_non_blocking(corpus):
-    elsewhere = corpus.to(torch.device("meta"))
-    with Watching() as watched:
-        idx, _ = elsewhere.batch(0, 0, 4, 8)
-    assert idx.device.type == "meta"
-    assert "_to_copy" in watched.operators and not watched.copies
-
-
-def test_batches_are_drawn_on_the_cpu_whatever_the_device_has_drawn(corpus):
+def test_batches_are_drawn_on_the_cpu_and_no_copy_is_non_blocking(corpus):
     before = corpus.batch(0, 5, 4, 8)[0]
     torch.rand(100)
     assert torch.equal(corpus.batch(0, 5, 4, 8)[0], before)
+    with Watching() as watched:
+        idx, _ = corpus.to(torch.device("meta")).batch(0, 0, 4, 8)
+    assert idx.device.type == "meta"
+    assert "_to_copy" in watched.operators and not watched.copies

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import os
-import signal
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 import gpt
 from data import UserError, read_log
 from training import ranks, run
 from training.checkpoint import load_checkpoint
 from training.device import choose_device
+from training.run import prepare
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
 # batches of 96 sequences of 64, so that a rank's 48 are more than a CPU takes at once: parts of unequal size
-SIZES = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "64", "--batch-size", "96"]
-SETTINGS = [*SIZES, "--dropout", "0", "--eval-interval", "3", "--learning-rate", "1e-2", "--sample-length", "20"]
+SETTINGS = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "64", "--batch-size", "96"]
+SETTINGS += ["--dropout", "0", "--eval-interval", "7", "--learning-rate", "1e-2", "--sample-length", "20"]
+
+RUN = """
+import signal, sys
+import gpt
+from data import Corpus
+from training import ranks, run
+from training.throughput import Throughput
+own_speed = Throughput(20.0 * (1 + ranks.rank()), evaluation=1.0, sample=1.0)
+sys.modules["training.run"].measure_throughput = lambda *_: own_speed
+batch = Corpus.batch
+def interrupted(corpus, seed, step, *sizes):
+    if STOP and step == 6 and ranks.rank() == 1:
+        signal.raise_signal(signal.SIGTERM)
+    return batch(corpus, seed, step, *sizes)
+Corpus.batch = interrupted
+run(gpt.LanguageModel, gpt.Config)
+"""
 
 
 def arguments(folder: Path, text_file: Path, *flags: str) -> list[str]:
@@ -30,94 +48,51 @@ def arguments(folder: Path, text_file: Path, *flags: str) -> list[str]:
     return [*SETTINGS, *places, "--device", "cpu", *flags]
 
 
-def torchrun(n: int, flags: list[str], script: Path = ROOT / "gpt.py") -> subprocess.Popen:
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}"]
+def torchrun(folder: Path, text_file: Path, *flags: str, stop: bool = False) -> subprocess.CompletedProcess:
+    """Two processes that train gpt.py, the second half as fast as the first. stop: it gets a signal in step 7."""
+    (folder / "script.py").write_text(f"STOP = {stop}\n{RUN}", encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
-    return subprocess.Popen([*start, str(script), *flags], env=environment, **pipes)
+    command += [str(folder / "script.py"), *arguments(folder, text_file, *flags)]
+    return subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, text_file) -> Path:
-    folder = tmp_path_factory.mktemp("alone")
-    run(gpt.LanguageModel, gpt.Config, arguments(folder, text_file, "--steps", "8"))
-    return folder
-
-
-def test_two_ranks_train_as_one_process_does(alone, tmp_path, text_file):
-    with torchrun(2, arguments(tmp_path, text_file, "--steps", "8")) as process:
-        said, complaints = process.communicate()
-    assert process.returncode == 0, complaints
-    one, two = (read_log(folder / "log.csv") for folder in (alone, tmp_path))
-    assert two["step"].tolist() == one["step"].tolist() == [0, 3, 6, 8]
-    assert two["run"].nunique() == 1
+def assert_same_losses(two: Path, one: Path) -> None:
+    rows, wanted = read_log(two), read_log(one)
+    assert rows["run"].nunique() == 1
+    for name in ("step", "steps", "tokens", "config", "flags"):
+        assert rows[name].tolist() == wanted[name].tolist()
     for name in ("train_loss", "val_loss"):
-        assert two[name].tolist() == pytest.approx(one[name].tolist(), abs=5e-6)
-    assert two["tokens"].tolist() == one["tokens"].tolist()
-    assert one["val_loss"].iloc[0] - one["val_loss"].iloc[-1] > 0.1  # there was something to get wrong
-    paths = [next((folder / "runs").glob("*.pt")) for folder in (alone, tmp_path)]
+        assert rows[name].tolist() == pytest.approx(wanted[name].tolist(), abs=1e-5)
+    assert wanted["val_loss"].iloc[0] - wanted["val_loss"].iloc[-1] > 0.3  # there was something to get wrong
+
+
+def test_two_ranks_plan_minutes_once_and_train_as_one_process_does(tmp_path, text_file):
+    done = torchrun(tmp_path, text_file, "--minutes", "10")
+    assert done.returncode == 0, done.stderr
+    for line in ("characters to train on", "step      7", "validation loss", "logged in"):
+        assert done.stdout.count(line) == 1  # rank 0 alone speaks
+    command = shlex.split(re.search("to repeat this run: torchrun --nproc-per-node=2 (.*)", done.stdout)[1])
+    places = ["--loss-csv", str(tmp_path / "alone.csv"), "--runs-dir", str(tmp_path / "alone")]
+    run(gpt.LanguageModel, gpt.Config, [*command[1:], *places])
+    assert 15 < read_log(tmp_path / "log.csv")["steps"][0] < 30  # as rank 0 measured; half of that for rank 1
+    assert_same_losses(tmp_path / "log.csv", tmp_path / "alone.csv")
+    paths = [next((tmp_path / name).glob("*.pt")) for name in ("runs", "alone")]
     assert paths[0].name == paths[1].name
     here, there = (load_checkpoint(path)["weights"] for path in paths)
     for name in here:
         torch.testing.assert_close(here[name], there[name], atol=1e-4, rtol=1e-3)
-    for line in ("characters to train on", "step      3", "validation loss", "logged in"):
-        assert said.count(line) == 1  # rank 0 alone speaks
 
 
-SLOWER_THAN_THE_OTHER = """
-from importlib import import_module
-import gpt
-from training import ranks, run
-from training.pace import Pace
-import_module("training.run").measure_pace = lambda *_: Pace(20.0 * (1 + ranks.rank()), evaluation=1.0, sample=1.0)
-run(gpt.LanguageModel, gpt.Config)
-"""
-
-
-def test_ranks_agree_on_what_each_measures_for_itself(tmp_path, text_file):
-    """How many steps fit into given minutes: one too many on one of them, and it would wait for the others for ever."""
-    script = tmp_path / "script.py"
-    script.write_text(SLOWER_THAN_THE_OTHER, encoding="utf-8")
-    with torchrun(2, arguments(tmp_path, text_file, "--minutes", "10", "--batch-size", "8"), script) as process:
-        _, complaints = process.communicate()
-    assert process.returncode == 0, complaints
-    last = read_log(tmp_path / "log.csv").iloc[-1]
-    assert 15 < last["step"] == last["steps"] < 30  # at rank 0's pace; by the other's it would be half of that
-
-
-def test_a_batch_that_does_not_divide_is_an_error_before_anything_is_done(tmp_path, text_file):
-    with torchrun(2, arguments(tmp_path, text_file, "--steps", "8", "--batch-size", "7")) as process:
-        said, complaints = process.communicate()
-    assert process.returncode != 0
-    lines = [line for line in complaints.splitlines() if line.startswith("error")]
-    assert lines and all("--batch-size 7 does not divide among 2 processes" in line for line in lines)
-    assert said == "" and not (tmp_path / "log.csv").exists()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="Windows has no signal that one process may send to another")
-def test_ranks_stop_together_and_one_process_goes_on(tmp_path, text_file, capsys):
-    # slowly, for at a high rate two sums in another order have grown apart after 400 steps
-    flags = arguments(tmp_path, text_file, "--steps", "400", "--eval-interval", "400", "--learning-rate", "1e-4")
-    with torchrun(2, flags) as process:
-        for line in process.stdout:
-            if line.startswith("step "):  # the untrained loss: training begins
-                process.send_signal(signal.SIGINT)
-                break
-        _, complaints = process.communicate()
-    (advice,) = [line for line in complaints.splitlines() if "to go on: " in line]
-    assert "to go on: torchrun --nproc-per-node=2 " in advice and "--resume" in advice
-    (path,) = (tmp_path / "runs").glob("*.pt")
-    step = load_checkpoint(path)["step"]
-    assert f"stopped after step {step} of 400, saved" in advice and step < 400
+def test_ranks_stop_together_and_one_process_goes_on(tmp_path, text_file):
+    done = torchrun(tmp_path, text_file, "--steps", "12", stop=True)
+    (advice,) = [line for line in done.stderr.splitlines() if "to go on: " in line]
+    assert "stopped after step 7 of 12, saved; to go on: torchrun --nproc-per-node=2 " in advice
+    assert "--resume" in advice
+    flags = arguments(tmp_path, text_file, "--steps", "12")
     run(gpt.LanguageModel, gpt.Config, [*flags, "--resume"])
-    assert f"going on after step {step} of 400" in capsys.readouterr().out
-    rows = read_log(tmp_path / "log.csv")
-    assert rows["step"].tolist() == [0, 400] and rows["run"].nunique() == 1
-    alone = ["--loss-csv", str(tmp_path / "alone.csv"), "--runs-dir", str(tmp_path / "alone")]
-    run(gpt.LanguageModel, gpt.Config, [*flags, *alone])
-    wanted = read_log(tmp_path / "alone.csv")["val_loss"].tolist()
-    assert rows["val_loss"].tolist() == pytest.approx(wanted, abs=1e-4)
-    assert wanted[0] - wanted[1] > 0.1
+    run(gpt.LanguageModel, gpt.Config, [*flags, "--loss-csv", str(tmp_path / "alone.csv"), "--runs-dir", str(tmp_path)])
+    assert_same_losses(tmp_path / "log.csv", tmp_path / "alone.csv")
 
 
 @pytest.fixture
@@ -130,28 +105,30 @@ def as_rank(monkeypatch):
     return become
 
 
-def test_the_shares_are_the_batch(as_rank):
-    batch = torch.arange(24).view(12, 2)
-    shares = []
+def test_a_batch_that_does_not_divide_is_an_error_before_anything_is_done(as_rank, tmp_path):
+    as_rank(1, 2)
+    config = gpt.Config(batch_size=7, loss_csv=tmp_path / "log.csv", runs_dir=tmp_path / "runs")
+    with pytest.raises(UserError, match="--batch-size 7 is not divisible by 2 processes; use --batch-size 6"):
+        prepare(gpt.LanguageModel, config, torch.device("cpu"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_shards_are_the_batch(as_rank):
+    batch, shards = torch.arange(24).view(12, 2), []
     for rank in range(3):
         as_rank(rank, 3)
-        shares.append(ranks.share(batch))
-    assert torch.equal(torch.cat(shares), batch)
-    assert {len(share) for share in shares} == {4}
+        shards.append(ranks.shard(batch))
+    assert torch.equal(torch.cat(shards), batch) and {len(shard) for shard in shards} == {4}
 
 
-def test_each_process_has_a_gpu_of_its_own(as_rank, monkeypatch):
+def test_each_process_has_a_gpu_of_its_own_and_none_is_on_mps(as_rank, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    as_rank(1, 3)
+    assert choose_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    as_rank(1, 3)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:1")
     as_rank(2, 3)
     with pytest.raises(UserError, match="there are 2 GPUs here"):
         choose_device("auto")
-
-
-def test_processes_do_not_meet_on_mps(as_rank, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    as_rank(0, 2)
-    assert choose_device("auto") == torch.device("cpu")

@@ -114,6 +114,7 @@ def errors_in_one_line():
             stream.reconfigure(errors="replace")  # a console that lacks a character shows a mark in its place
     try:
         yield
+        sys.stdout.flush()  # here, and not after the last line of all, where a reader that has gone is an error
     except UserError as error:
         speaker = f"error of process {ranks.rank()}" if ranks.world_size() > 1 else "error"
         print(f"{speaker}: {error}", file=sys.stderr)

@@ -66,7 +66,7 @@ class ScaledConfig(TrainConfig):
     n_embd: int = 384  # channels of the residual stream
     n_head: int = 6  # attention heads, of n_embd / n_head channels each
     n_layer: int = 6  # blocks
-    dropout: float = 0.2  # probability of dropping an element while training; --minutes picks it, unless another is given
+    dropout: float = 0.2  # probability of dropping an element in training; --minutes picks it unless another is given
     preset: Preset | None = None  # settings to start from in place of the rung's own; other flags go over them
 
     def __post_init__(self):

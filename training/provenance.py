@@ -28,7 +28,7 @@ NOT_ARCHITECTURE = {"Config", "LESSON", "AFTER"}
 def rung_code(path: Path) -> str:
     """Eight hex digits that are equal where two rung files have the same architecture, whatever their settings."""
     module = ast.parse(path.read_text(encoding="utf-8"))
-    module.body = [node for node in module.body if not isinstance(node, ast.If) and not _names(node) & NOT_ARCHITECTURE]
+    module.body = [node for node in module.body if not (_is_main(node) or _names(node) & NOT_ARCHITECTURE)]
     return code_hash(module)
 
 
@@ -53,6 +53,11 @@ def commit() -> str:
     if head is None:
         return "unknown"
     return head + ("+" if _git("status", "--porcelain", "--", "*.py") else "")
+
+
+def _is_main(node: ast.stmt) -> bool:
+    """Whether it is `if __name__ == "__main__"`."""
+    return isinstance(node, ast.If) and any(getattr(name, "id", "") == "__name__" for name in ast.walk(node.test))
 
 
 def _names(node: ast.stmt) -> set[str]:

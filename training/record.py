@@ -82,7 +82,7 @@ class Record:
             except Timeout:
                 raise UserError(f"another process is training this very run ({partial.name})") from None
             if not self.config.resume:
-                _refuse_to_lose(partial)
+                self._refuse_to_lose(partial)
         if self.config.resume:
             path = partial if partial.exists() else self.path(finished=True)
             self._go_on_as(resume(path, state, self.config, self._all_metadata()))
@@ -120,6 +120,20 @@ class Record:
             if finished:
                 self.path(finished=False).unlink(missing_ok=True)
 
+    def _refuse_to_lose(self, partial: Path) -> None:
+        """Raises UserError where more than two minutes of training would be lost by starting anew."""
+        try:
+            content = load_checkpoint(partial)
+        except UserError:  # there is none, or none that could be resumed
+            return
+        if content["seconds"] > WORTH_KEEPING:
+            same_code = all(content["metadata"][name] == self.metadata[name] for name in ("rung_code", "shared_code"))
+            go_on = "add --resume to go on with it, or " if same_code else "it is of other code, and cannot go on; "
+            raise UserError(
+                f"{partial} holds this run, stopped at step {content['step']:,} after {content['seconds'] / 60:.0f} "
+                f"minutes; {go_on}delete that file to start anew"
+            )
+
     def _log(self, evaluations: list[Evaluation]) -> None:
         """Add a row for each that has none."""
         if ranks.rank() > 0:
@@ -151,16 +165,3 @@ class Record:
         if ranks.rank() == 0 and has_rows(self.config.loss_csv):
             rows = read_log(self.config.loss_csv)
             self.logged = set(rows[rows["run"] == there["run"]]["step"])
-
-
-def _refuse_to_lose(partial: Path) -> None:
-    """Raises UserError where more than two minutes of training would be lost by starting anew."""
-    try:
-        content = load_checkpoint(partial)
-    except UserError:  # there is none, or none that could be resumed
-        return
-    if content["seconds"] > WORTH_KEEPING:
-        raise UserError(
-            f"{partial} holds this run, stopped at step {content['step']:,} after {content['seconds'] / 60:.0f} "
-            "minutes; add --resume to go on with it, or delete that file"
-        )

@@ -73,8 +73,8 @@ def measure_throughput(
 ) -> Throughput:
     """Train `model` for a few steps with the loop itself, evaluate and sample a little, and put everything back.
 
-    What follows is not changed by it: the weights and the state of the random generators are those of before. Every rank
-    takes part, since they step together; all get rank 0's result.
+    It changes nothing of what follows: weights and random states are put back. Every rank takes part, since they step
+    together; all get rank 0's result.
     """
     device = corpus.train.device
     weights = copy.deepcopy(model.state_dict())
