@@ -3,16 +3,15 @@
 "utilization" compares the FLOP/s of a step with those of a large matmul, measured in the same run and precision. What
 is missing from 100% is overhead of calls and memory traffic. With rung 8 among the rungs, its step is also compared
 with the plain reference's (reference.py), in turn, on the lecture's batches of 64 x 256, and its sampling with a cache
-with that without. The tokenizer is timed on Python's own documentation, repeated.
+with that without. The tokenizer is timed on the corpus, repeated.
 """
 
 from __future__ import annotations
 
 import time
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pandas as pd
 import torch
@@ -21,14 +20,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import gpt
-from data import CharTokenizer, Corpus, UserError, load_corpus
-from helper_scripts.models import rung_module, rungs_of
+from data import CharTokenizer, Corpus, load_corpus
+from helper_scripts.models import check_rungs, rung_module, rungs_of
 from helper_scripts.reference import Reference
-from helper_scripts.results import check_rungs
 from training import TrainConfig
 from training.cli import errors_in_one_line, parse
 from training.device import choose_device, choose_precision, describe, micro_batch, processor, synchronize
-from training.evaluate import exact_loss
 from training.generation import generate
 from training.loop import train
 from training.run import count_parameters
@@ -41,21 +38,16 @@ class Options:
     rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is the first eight
     seconds: float = 3.0  # to spend on each rung's steps, about
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the matmuls; auto takes the faster one
     corpus: str = "auto"  # as for a rung: a text file, auto or pydoc
     rounds: int = 3  # of steps of the plain reference and rung 8 in turn; 0 leaves the comparison out
     text_mb: int = 64  # size of the text to encode, in millions of characters
-
-    def __post_init__(self):
-        if not 0 < self.seconds < float("inf") or self.text_mb < 1 or self.rounds < 0:
-            raise UserError("--seconds has to be more than 0, --text-mb at least 1 and --rounds 0 or more")
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
         rungs = options.rungs or (*rungs_of(None), "gpt")
-        check_rungs(rungs)
+        check_rungs(*rungs)
         device = choose_device(options.device)
         corpus = load_corpus(options.corpus).to(device)
         machine = f"{processor(device)}; {describe(device)}; torch {torch.__version__}"
@@ -65,16 +57,16 @@ def main() -> None:
         rows = [_measure(rung, corpus, device, options, rates) for rung in rungs]
         print(f"{pd.DataFrame(rows).to_string(index=False)}\n")
         if "gpt" in rungs and options.rounds:
-            print(f"{machine}\n{_against_the_reference(corpus, device, options, rates)}\n")
+            print(f"{_against_the_reference(corpus, device, options.rounds)}\n")
             print(f"{_sampling(corpus, device, gpt.Config())}\n")
-        print(_tokenizer(options.text_mb))
+        print(_tokenizer(corpus, options.text_mb))
 
 
 def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, rates: dict[str, float]) -> dict:
     """A row of the table: a rung's own loop, timed as a whole and then part by part."""
     module = rung_module(rung)
     config = module.Config()
-    model, precision = _model(module.LanguageModel, corpus, config, device, options)
+    model, precision = _model(module.LanguageModel, corpus, config, device)
     state, tokens = State.at_start(model, config), config.batch_size * config.block_size
 
     def batch():
@@ -96,38 +88,30 @@ def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, 
     with FlopCounterMode(display=False) as counter:
         gradients()
         update()
-    parts = (batch, forward, gradients, update)
-    ms = {part.__name__: 1e3 * _seconds(part, device, options.seconds / 8) for part in parts}
-    steps = max(2, round(500 * options.seconds / (ms["batch"] + ms["gradients"] + ms["update"])))
+    parts = {part.__name__: _seconds(part, device, options.seconds / 8) for part in (batch, forward, gradients, update)}
+    parts["backward"] = parts.pop("gradients") - parts["forward"]
+    steps = max(2, round(options.seconds / 2 / sum(parts.values())))
     trial = replace(config, steps=steps, eval_interval=steps, learning_rate=1e-8)
     *_, last = train(State.at_start(model, trial), _short(corpus, config), trial, precision, range(steps))
     step, speed = last.seconds / steps, counter.get_total_flops() * steps / last.seconds
-    some = corpus.val[:16_385]
-    evaluation = _seconds(lambda: exact_loss(model, some, config.block_size), device, options.seconds / 8)
     return {
         "rung": rung,
         "precision": precision,
         "ms/step": f"{1e3 * step:.2f}",
-        "batch": f"{ms['batch']:.2f}",
-        "forward": f"{ms['forward']:.2f}",
-        "backward": f"{ms['gradients'] - ms['forward']:.2f}",
-        "update": f"{ms['update']:.2f}",
+        **{name: f"{1e3 * parts[name]:.2f}" for name in ("batch", "forward", "backward", "update")},
         "characters/s": f"{tokens / step:,.0f}",
         "GFLOP/s": f"{speed / 1e9:.1f}",
         "utilization": f"{speed / rates[precision]:.1%}",
-        "s/evaluation": f"{2 * evaluation * len(corpus.val) / len(some):.2f}",
         "s/run": f"{config.steps * step:,.0f}",
     }
 
 
-def _model(
-    language_model: type[nn.Module], corpus: Corpus, config: TrainConfig, device: torch.device, options: Options
-) -> tuple[nn.Module, str]:
+def _model(language_model: type[nn.Module], corpus: Corpus, config: TrainConfig, device: torch.device):
     """A new model in training mode, and the precision that a run of it would have."""
     corpus.check_context(config.block_size)
     torch.manual_seed(config.seed)
     model = language_model(corpus.tokenizer.vocab_size, config).to(device).train()
-    return model, choose_precision(options.precision, device, count_parameters(model))
+    return model, choose_precision("auto", device, count_parameters(model))
 
 
 def _short(corpus: Corpus, config: TrainConfig) -> Corpus:
@@ -135,10 +119,10 @@ def _short(corpus: Corpus, config: TrainConfig) -> Corpus:
     return replace(corpus, val=corpus.val[: config.block_size + 1])
 
 
-def _against_the_reference(corpus: Corpus, device: torch.device, options: Options, rates: dict[str, float]) -> str:
+def _against_the_reference(corpus: Corpus, device: torch.device, rounds: int) -> str:
     """Steps of the plain reference, in fp32, and of rung 8, in its own precision, one after the other, in turn."""
     config = gpt.Config.from_preset("lecture")
-    ours, precision = _model(gpt.LanguageModel, corpus, config, device, options)
+    ours, precision = _model(gpt.LanguageModel, corpus, config, device)
     sizes = {name: getattr(config, name) for name in ("n_embd", "n_head", "n_layer", "block_size", "dropout")}
     reference = Reference(corpus.tokenizer.vocab_size, **sizes).to(device)
     optimizer = torch.optim.AdamW(reference.parameters(), lr=config.learning_rate)
@@ -150,31 +134,16 @@ def _against_the_reference(corpus: Corpus, device: torch.device, options: Option
         return state.seconds - before
 
     def plain_step() -> None:
-        idx, targets = corpus.batch(0, 0, config.batch_size, config.block_size)
-        _, loss = reference(idx, targets)
+        _, loss = reference(*corpus.batch(0, 0, config.batch_size, config.block_size))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    with FlopCounterMode(display=False) as counter:  # counting slows this first step, which is not timed
-        plain_step()
-    flop = counter.get_total_flops()
-    our_step()
-    rounds = [{"reference": _timed(plain_step, device), "gpt": our_step()} for _ in range(options.rounds)]
-    seconds = pd.DataFrame(rounds).median()
-    rows = [
-        {
-            f"{config.batch_size} x {config.block_size}": name,
-            "precision": used,
-            "s/step": f"{seconds[name]:.4g}",
-            "GFLOP/s": f"{flop / seconds[name] / 1e9:,.0f}",
-            "utilization": f"{flop / seconds[name] / rates[used]:.0%}",
-            "ratio": f"{seconds['reference'] / seconds[name]:.2f}",
-        }
-        for name, used in (("reference", "fp32"), ("gpt", precision))
-    ]
-    floor = f"all FLOPs at the rate of the faster large matmul: {flop / max(rates.values()):.3g} s a step"
-    return f"{pd.DataFrame(rows).to_string(index=False)}\n{floor}"
+    times = [{"reference": _timed(plain_step, device), "gpt": our_step()} for _ in range(rounds + 1)]
+    seconds = pd.DataFrame(times[1:]).median()  # the first ones warm up
+    table = pd.DataFrame({"precision": {"reference": "fp32", "gpt": precision}, "s/step": seconds.map("{:.4g}".format)})
+    table["ratio"] = (seconds["reference"] / seconds).map("{:.2f}".format)
+    return table.rename_axis(f"{config.batch_size} x {config.block_size}").reset_index().to_string(index=False)
 
 
 def _sampling(corpus: Corpus, device: torch.device, config: gpt.Config) -> str:
@@ -187,21 +156,15 @@ def _sampling(corpus: Corpus, device: torch.device, config: gpt.Config) -> str:
         return 1e3 / length * _timed(lambda: generate(model, prompt, length, config.block_size, cached=cached), device)
 
     with_cache, without = milliseconds(True), milliseconds(False)
-    return (
-        f"sampling {length} characters with rung 8: {with_cache:.1f} ms each with its cache, {without:.1f} without, "
-        f"{without / with_cache:.1f} times as long"
-    )
+    speeds = f"{with_cache:.1f} ms each with its cache, {without:.1f} without"
+    return f"sampling {length} characters with rung 8: {speeds}, {without / with_cache:.1f} times as long"
 
 
 def _matmul_rate(device: torch.device, precision: str) -> float:
-    """FLOP/s of a matmul of 2048 x 2048 x 2048; smaller on a processor that emulates a precision, which takes long."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    for n in (256, 512, 1024, 2048):
-        a, b = torch.ones(2, n, n, dtype=dtype, device=device)
-        seconds = _seconds(lambda a=a, b=b: a @ b, device, 1.0 if n == 2048 else 0.0)
-        if seconds > 0.2:
-            break
-    return 2 * n**3 / seconds
+    """FLOP/s of a large matmul; smaller on a CPU, which may emulate a precision."""
+    n, dtype = 1024 if device.type == "cpu" else 4096, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    a, b = torch.ones(2, n, n, dtype=dtype, device=device)
+    return 2 * n**3 / _seconds(lambda: a @ b, device, 1.0)
 
 
 def _seconds(call: Callable, device: torch.device, at_least: float) -> float:
@@ -221,24 +184,16 @@ def _timed(call: Callable, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _tokenizer(millions: int) -> str:
-    """Speed and memory of the tokenizer on a text of so many million characters."""
-    ids = load_corpus("pydoc")
-    text = ids.tokenizer.decode(torch.cat([ids.train, ids.val]))
+def _tokenizer(corpus: Corpus, millions: int) -> str:
+    """Speed of the tokenizer on a text of so many million characters."""
+    text = corpus.tokenizer.decode(corpus.val.cpu())
     text = (text * (millions * 10**6 // len(text) + 1))[: millions * 10**6]
-    megabytes, cpu = len(text.encode("utf-8")) / 1e6, torch.device("cpu")
-    tokenizer = CharTokenizer(text)
+    tokenizer, cpu = CharTokenizer(text), torch.device("cpu")
     ids = tokenizer.encode(text)
     calls = {"vocabulary": lambda: CharTokenizer(text), "encode": lambda: tokenizer.encode(text)}
     calls |= {"decode": lambda: tokenizer.decode(ids)}
-    speeds = ", ".join(f"{name} {megabytes / _seconds(call, cpu, 1.0):,.0f} MB/s" for name, call in calls.items())
-    tracemalloc.start()
-    tokenizer.encode(text)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return (
-        f"tokenizer on {megabytes:.0f} MB: {speeds}; encode needs {peak / len(text):.2f} bytes a character at its peak"
-    )
+    speeds = ", ".join(f"{name} {millions / _seconds(call, cpu, 1.0):,.0f}" for name, call in calls.items())
+    return f"tokenizer, in millions of characters a second: {speeds}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Say which of two rungs is better, if that can be said, and whether a run of one's own is normal.
+"""Say which of two rungs is better, if that can be said.
 
 Without names: each rung against the one before it, or the one that it names as AFTER. With two: the second against the
 first. A name is a rung; a rung and its flags, in quotes ("feed_forward --n-layer 3"); or either with @COMMIT behind it,
@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import tyro
 from scipy import optimize, stats
 
-from data import UserError, read_log
-from helper_scripts.models import printable
+from data import UserError
 from helper_scripts.results import CODE, Results, Selection, load_results
 from training.cli import errors_in_one_line, parse
 
@@ -31,18 +29,12 @@ MOST_SEEDS = 1000  # more than that, nobody trains
 @dataclass(frozen=True)
 class Options(Selection):
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # two rungs to compare; none is the whole ladder
-    mine: Path | None = None  # a log of one's own, to compare with --loss-csv: are its runs normal?
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        if options.mine and options.names:
-            raise UserError("--mine takes no names: it compares every run of that log with those like it")
-        if options.mine:
-            lines = normal(read_log(options.mine), read_log(options.loss_csv))
-        else:
-            lines = two_rungs(options) if options.names else whole_ladder(load_results(options))
+        lines = two_rungs(options) if options.names else whole_ladder(load_results(options))
         print("\n".join(lines))
 
 
@@ -142,33 +134,6 @@ def seeds_for(difference: float, deviation: float) -> int | None:
 def _power(t: float, n: int) -> float:
     """How likely n seeds are to show what lies t standard errors from zero: their statistic is a noncentral t."""
     return stats.nct.sf(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1), n - 1, t)
-
-
-def normal(mine: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
-    """A line for each finished run of `mine`: where its loss lies among the others of its rung, text and settings."""
-    lines, is_last = [], mine["step"] == mine["steps"]
-    for run in mine[is_last].itertuples():
-        alike = theirs[(theirs["step"] == theirs["steps"]) & (theirs["run"] != run.run)]
-        for column in ("rung", "config", "corpus_sha256", "precision", *CODE):
-            alike = alike[alike[column] == getattr(run, column)]
-        losses = alike.drop_duplicates("seed", keep="last")["val_loss"]  # a run that was repeated is one run
-        name = printable(f"{run.rung} {run.flags}".strip())
-        lines.append(f"{name}, seed {run.seed}: {run.val_loss:.4f}; {_among(run.val_loss, losses)}")
-    if unfinished := mine["run"].nunique() - len(lines):
-        lines.append(f"left out {unfinished} run{'s' * (unfinished > 1)} that did not finish")
-    return lines or ["there is no run in it"]
-
-
-def _among(loss: float, losses: pd.Series) -> str:
-    """What to think of `loss`, given those of runs alike: it is normal where 95% of further ones would lie."""
-    n = len(losses)
-    if n < 2:
-        return f"nothing to compare it with: {n} other run{'s' * (n != 1)} of that rung, text, settings and code"
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * losses.std() * math.sqrt(1 + 1 / n)
-    expected = f"{losses.mean():.4f} ± {reach:.4f} is expected, from {n} runs"
-    if abs(loss - losses.mean()) <= reach:
-        return f"normal: {expected}"
-    return f"{'higher' if loss > losses.mean() else 'lower'} than it should be: {expected}"
 
 
 if __name__ == "__main__":

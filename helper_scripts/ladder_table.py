@@ -31,22 +31,22 @@ WRITE_UP = {
 
 @dataclass(frozen=True)
 class Options(Selection):
-    variants: bool = False  # list runs with other flags, too
     write: Path | None = None  # a Markdown file with the two markers, between which to put the table
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        results = load_results(options, variants=options.variants)
-        show(
-            markdown_table(results), options.write, f"{options.preset or 'ladder'}{' holdout' * options.holdout} table"
-        )
-        print("".join(f"{line}\n" for line in results.left_out), end="")
+        results = load_results(options)
+        table, name = markdown_table(results), f"{options.preset or 'ladder'}{' holdout' * options.holdout} table"
+        if options.write:
+            write_between_markers(options.write, table, name)
+            table = f"wrote the {name} into {options.write}"
+        print(table, *results.left_out, sep="\n")
 
 
 def markdown_table(results: Results) -> str:
-    """A row a rung, in ladder order; losses as mean ± standard deviation over n seeds, seconds as their mean.
+    """A row a rung, in ladder order; losses as mean ± standard deviation over n seeds.
 
     FLOPs are those of training on a character, its share of an update included; where they cannot be counted there is
     a dash, and results.left_out gets a line. Characters are those that were trained on.
@@ -54,7 +54,7 @@ def markdown_table(results: Results) -> str:
     written_up = results.corpus == TINY_SHAKESPEARE and not results.flags
     columns = ["rung", "adds", "validation loss", "change, and its 95% interval", "parameters", "FLOPs a character"]
     columns[3:3] = ["write-up"] * written_up
-    lines = [[*columns, "characters", "seconds"], ["---"] * (len(columns) + 2)]
+    lines = [[*columns, "characters"], ["---"] * (len(columns) + 1)]
     for label in results.order:
         runs, before = results.runs(label), results.before(label)
         first = runs.iloc[0]
@@ -73,7 +73,6 @@ def markdown_table(results: Results) -> str:
                 f"{first['parameters']:,}",
                 flops,
                 f"{first['tokens'] / 1e6:.2f} M",
-                f"{runs['seconds'].mean():,.0f}",
             ]
         )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -94,41 +93,23 @@ def describe(rung: str) -> str:
     return docstring.partition("\n")[0].partition(": ")[2].rstrip(".")
 
 
-def show(table: str, page: Path | None, name: str) -> None:
-    """Print `table`, or put it between the markers of that name in `page`."""
-    if page is None:
-        print(table)
-    else:
-        write_between_markers(page, table, name)
-        print(f"wrote the {name} into {page}")
-
-
 def write_between_markers(path: Path, text: str, name: str) -> None:
     """Put `text` between the markers of that name, with the page's own line ends.
 
     Raises UserError where the file or a marker is missing, or it cannot be written; it is then as it was.
     """
-    before, after = around_markers(path, name)
-    text = f"\n{text}\n".replace("\n", "\r\n" if "\r\n" in before + after else "\n")
-    try:
-        with atomic_write(path) as file:
-            file.write(f"{before}{text}{after}".encode())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another page with --write") from None
-
-
-def around_markers(path: Path, name: str) -> tuple[str, str]:
-    """A page up to the first marker of that name, and from the second on. Raises UserError where one is missing."""
     opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     try:
-        text = path.read_bytes().decode("utf-8")
+        page = path.read_bytes().decode("utf-8")
+        before, begin, rest = page.partition(opening)
+        _, end, after = rest.partition(closing)
+        if not end:
+            raise UserError(f"{path} lacks the lines {opening} and {closing}; put them where the table is to go")
+        new = f"{begin}\n{text}\n{end}".replace("\n", "\r\n" if "\r\n" in page else "\n")
+        with atomic_write(path) as file:
+            file.write(f"{before}{new}{after}".encode())
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}; name a Markdown file with --write") from None
-    before, begin, rest = text.partition(opening)
-    _, end, after = rest.partition(closing)
-    if not (begin and end):
-        raise UserError(f"{path} lacks the lines {opening} and {closing}; put them where the table is to go")
-    return before + begin, end + after
+        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', error)}; name another --write") from None
 
 
 if __name__ == "__main__":

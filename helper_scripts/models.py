@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import importlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -17,29 +17,17 @@ from stages import LADDER
 from training import ScaledConfig, TrainConfig
 from training.checkpoint import load_checkpoint
 from training.cli import parse
-from training.config import NOT_HASHED, changed_flags
+from training.config import NOT_HASHED
 from training.presets import Preset
 from training.provenance import ROOT
-from training.state import Evaluation, State
+from training.run import count_parameters
+from training.state import State
 
 RUNGS = tuple(module.rpartition(".")[2] for module in LADDER)  # as the log names them: "residual", "gpt"
 LARGEST = {"n_layer": 1000, "n_head": 1000, "n_embd": 100_000, "block_size": 65_536}  # to build a model of
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model from a checkpoint, in evaluation mode and on the CPU, and what is known of it."""
-
-    rung: str
-    model: nn.Module
-    config: TrainConfig
-    tokenizer: CharTokenizer
-    corpus: str
-    corpus_sha256: str  # its first 12 digits
-    last: Evaluation
-
-
-def check_rungs(names: tuple[str, ...]) -> None:
+def check_rungs(*names: str) -> None:
     """Raises UserError for names that the ladder does not have."""
     unknown = [name for name in names if name not in RUNGS]
     if unknown:
@@ -62,16 +50,6 @@ def rungs_of(preset: Preset | None, holdout: bool = False) -> tuple[str, ...]:
     types = {rung: _from_module(rung, "Config") for rung in RUNGS}
     rungs = [rung for rung in RUNGS if types[rung] and issubclass(types[rung], ScaledConfig) == bool(preset)]
     return tuple(join(rung, start_of(preset, holdout)) for rung in rungs)
-
-
-def with_preset(label: str, preset: Preset | None, holdout: bool = False) -> str:
-    """A rung and its flags, the preset and --holdout before them. Raises UserError for a rung without presets."""
-    rung = label.split(" ")[0]
-    check_rungs((rung,))
-    if preset and not issubclass(_from_module(rung, "Config") or ScaledConfig, ScaledConfig):
-        names = ", ".join(label.split()[0] for label in rungs_of(preset))
-        raise UserError(f"{rung} has no --preset {preset}; that is for {names}")
-    return join(label, start_of(preset, holdout))
 
 
 def start_of(preset: Preset | None, holdout: bool) -> str:
@@ -115,7 +93,7 @@ def config_of(label: str, **settings) -> TrainConfig:
     Raises UserError for a rung that is not there, and for flags that are not settings of it that shape a result.
     """
     rung, *flags = label.split() or [""]
-    check_rungs((rung,))
+    check_rungs(rung)
     config_type = rung_module(rung).Config
     allowed = {field.name for field in fields(config_type)} - NOT_HASHED | {"precision", "preset"}
     for flag in (flag for flag in flags if flag.startswith("--") or flag == "-h"):
@@ -128,17 +106,6 @@ def config_of(label: str, **settings) -> TrainConfig:
         raise UserError(f"{label}: {error}") from None
 
 
-def as_logged(label: str) -> str:
-    """A rung and its flags as the log's labels put them, in whatever order they were typed: 3e-3 is 0.003 there.
-
-    What this code cannot make sense of stays as it is, for it may be of a rung or a setting that is gone.
-    """
-    try:
-        return f"{label.partition(' ')[0]} {changed_flags(config_of(label))}".strip()
-    except Exception:
-        return label
-
-
 def training_flops(label: str, parameters: int) -> float:
     """Floating-point operations of training on one character: forward, backward and its share of the update.
 
@@ -147,56 +114,49 @@ def training_flops(label: str, parameters: int) -> float:
     counted: no alphabet gives that number, or the rung's file cannot be run without numbers, or at all.
     """
     try:
-        config = config_of(label)
+        config, module = config_of(label), rung_module(label.split()[0])
         _check_sizes(config, LARGEST)
-        return _training_flops(config, rung_module(label.split()[0]), parameters)
+
+        def model(vocab_size: int) -> nn.Module:
+            with torch.device("meta"):  # shapes without numbers
+                return module.LanguageModel(vocab_size, config)
+
+        one, two, three = (count_parameters(model(size)) for size in (1, 2, 3))
+
+        def expected(size: int) -> int:  # a layer grows with the alphabet, a table of it by itself with its square
+            return one + (size - 1) * (two - one) + (size - 1) * (size - 2) // 2 * (three - 2 * two + one)
+
+        made = model(1 + bisect.bisect_left(range(1, 0x10FFFF), parameters, key=expected))
+        if count_parameters(made) != parameters:
+            raise UserError(f"no alphabet gives it {parameters:,} parameters now")
+        with FlopCounterMode(display=False) as counter:
+            made(torch.zeros(1, config.block_size, dtype=torch.long, device="meta")).sum().backward()
+        with FlopCounterMode(display=False) as update_counter:
+            for optimizer in State.at_start(made, config).optimizers:
+                for group in optimizer.param_groups:
+                    group["fused"] = False  # that takes numbers
+                optimizer.step()
+        update = update_counter.get_total_flops() / config.batch_size
+        return (counter.get_total_flops() + update) / config.block_size
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{type(error).__name__}: {one_line(error)}") from None
 
 
-def _training_flops(config: TrainConfig, module: ModuleType, parameters: int) -> float:
-    def model(vocab_size: int) -> nn.Module:
-        with torch.device("meta"):  # shapes without numbers
-            return module.LanguageModel(vocab_size, config)
+def load_model(path: Path) -> tuple[nn.Module, TrainConfig, CharTokenizer]:
+    """A model from a checkpoint, in evaluation mode and on the CPU, its settings and its tokenizer.
 
-    def count(model: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in model.parameters())
-
-    one, two, three = count(model(1)), count(model(2)), count(model(3))
-
-    def expected(vocab_size: int) -> int:  # a layer grows with the alphabet, a table of it by itself with its square
-        more = vocab_size - 1
-        return one + more * (two - one) + more * (more - 1) // 2 * (three - 2 * two + one)
-
-    vocab_size = 1 + bisect.bisect_left(range(1, 0x10FFFF), parameters, key=expected)
-    if expected(vocab_size) != parameters:
-        raise UserError(f"no alphabet gives it {parameters:,} parameters now")
-    made = model(vocab_size)
-    with FlopCounterMode(display=False) as counter:
-        made(torch.zeros(1, config.block_size, dtype=torch.long, device="meta")).sum().backward()
-    with FlopCounterMode(display=False) as update_counter:
-        for optimizer in State.at_start(made, config).optimizers:
-            for group in optimizer.param_groups:
-                group["fused"] = False  # that takes numbers
-            optimizer.step()
-    update = update_counter.get_total_flops() / config.batch_size
-    return (counter.get_total_flops() + update) / config.block_size
-
-
-def load_model(path: Path) -> Trained:
-    """Raises UserError for a file that is no checkpoint, or one of a rung that is not there, or is another by now."""
+    Raises UserError for a file that is no checkpoint, or one of a rung that is not there, or is another by now.
+    """
     content = load_checkpoint(path)
-    metadata, last = content["metadata"], content["evaluations"][-1:]
-    rung = metadata["rung"]
+    rung = content["metadata"]["rung"]
     if rung not in RUNGS:
         raise UserError(f"{path} is of the rung {rung}, which the ladder does not name (stages/__init__.py)")
-    if not last:
-        raise UserError(f"{path} was saved before its first evaluation; go on with that run first (--resume)")
     try:
-        module, tokenizer = rung_module(rung), CharTokenizer(metadata["alphabet"])
-        config = _config_from(content["config"], module.Config)
+        module, tokenizer = rung_module(rung), CharTokenizer(content["metadata"]["alphabet"])
+        names = {field.name for field in fields(module.Config)} - {"loss_csv", "runs_dir"}
+        config = module.Config(**{name: value for name, value in content["config"].items() if name in names})
         # a file that claims more than its weights hold must not make this build a model without end
         shapes = [tensor.shape for tensor in content["weights"].values()]
         largest = max((size for shape in shapes for size in shape), default=0)
@@ -207,20 +167,7 @@ def load_model(path: Path) -> Trained:
         model.load_state_dict(content["weights"])
     except Exception as error:
         raise UserError(f"{path} does not fit {rung} as it is now: {one_line(error)}; train it again") from None
-    text = (metadata["corpus"], metadata["corpus_sha256"])
-    return Trained(rung, model.eval(), config, tokenizer, *text, Evaluation(**last[0]))
-
-
-def _config_from(saved: dict, config_type: type[TrainConfig]) -> TrainConfig:
-    """Raises UserError for a value of another type than its field's."""
-    plain, settings = config_type(), {}
-    for name in {field.name for field in fields(config_type)} & saved.keys() - {"loss_csv", "runs_dir"}:
-        value, kinds = saved[name], {type(getattr(plain, name))}
-        kinds |= {int} if float in kinds else {str} if name == "preset" else set()
-        if type(value) not in kinds:
-            raise UserError(f"its {name} is {str(value)[:50]!r}")
-        settings[name] = value
-    return config_type(**settings)
+    return model.eval(), config, tokenizer
 
 
 def _check_sizes(config: TrainConfig, largest: dict[str, int]) -> None:
@@ -239,28 +186,16 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
-def checkpoints(runs_dir: Path, rung: str = "*") -> list[Path]:
-    """Those of `rung`, or of all: runs that have not finished before those that have, and of these the latest last."""
-    files = runs_dir.glob(f"{rung}-seed*.pt")
-    return sorted(files, key=lambda path: (not path.name.endswith(".partial.pt"), path.stat().st_mtime))
-
-
-def latest_checkpoint(runs_dir: Path, rung: str = "*") -> Path:
-    """The last of `checkpoints`. Raises UserError where there is none."""
-    files = checkpoints(runs_dir, rung)
-    if not files:
-        which = "" if rung == "*" else f" of {rung}"
-        raise UserError(f"there is no checkpoint{which} in {runs_dir}; train a rung first, or name another --runs-dir")
-    return files[-1]
-
-
 def find_checkpoint(runs_dir: Path, name: str) -> Path:
-    """What a user names: a rung, for its latest one; nothing, for the latest of all; or a file.
+    """What a user names: a rung, for its latest run that has finished, or else any; nothing, for all rungs; or a file.
 
     Raises UserError for a rung without a checkpoint, and for one that the ladder does not name.
     """
     if name in ("", *RUNGS):
-        return latest_checkpoint(runs_dir, name or "*")
+        files = list(runs_dir.glob(f"{name or '*'}-seed*.pt"))
+        if not files:
+            raise UserError(f"there is no checkpoint{name and f' of {name}'} in {runs_dir}; train a rung first")
+        return max(files, key=lambda path: (not path.name.endswith(".partial.pt"), path.stat().st_mtime))
     if not Path(name).exists() and (ROOT / "stages" / f"{name}.py").exists():
         raise UserError(f'{name} is not on the ladder; add "stages.{name}" to stages/__init__.py first')
     return Path(name)

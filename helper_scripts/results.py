@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +18,6 @@ from data import LOSS_CSV, UserError, read_log
 from data.sources import TINY_SHAKESPEARE
 from helper_scripts.models import (
     RUNGS,
-    as_logged,
     check_rungs,
     config_of,
     join,
@@ -28,7 +27,7 @@ from helper_scripts.models import (
     rung_path,
     start_of,
 )
-from training.config import config_hash
+from training.config import changed_flags, config_hash
 from training.presets import Preset
 from training.provenance import rung_code, shared_code
 
@@ -44,6 +43,7 @@ class Selection:
     corpus: str | None = None  # the corpus whose runs to take; by default Tiny Shakespeare
     preset: Preset | None = None  # the settings whose runs to take, in place of the rungs' own
     holdout: bool = False  # take runs that were validated on the end of the train split, with --holdout
+    variants: bool = False  # take runs with other flags too, each set of flags apart
 
 
 @dataclass(frozen=True)
@@ -85,27 +85,16 @@ class Results:
     def before(self, label: str) -> str | None:
         """What `label` is compared with; None where there is nothing of the same shared code."""
         before = rung_before(label, self.order)
-        return before if before and self.shared_code(before) == self.shared_code(label) else None
-
-    def shared_code(self, label: str) -> str:
-        return self.runs(label)["shared_code"].iloc[0]
-
-    def only(self, rungs: tuple[str, ...]) -> Results:
-        """Those of these rungs alone, where any are named. Raises UserError for one that has no runs here."""
-        check_rungs(rungs)
-        missing = set(rungs) - set(self.rows["rung"])
-        if missing:
-            raise UserError(f"there are no runs to show of {', '.join(sorted(missing))}; train them first")
-        rows = self.rows[self.rows["rung"].isin(rungs or RUNGS)]
-        return replace(self, rows=rows, order=[label for label in self.order if label in set(rows["label"])])
+        codes = {self.runs(each)["shared_code"].iloc[0] for each in (before, label) if each}
+        return before if len(codes) == 1 else None
 
 
-def load_results(selection: Selection, *, variants: bool = False, labels: tuple[str, ...] = ()) -> Results:
+def load_results(selection: Selection, labels: tuple[str, ...] = ()) -> Results:
     """Select from the log.
 
-    variants: runs with flags of their own too, each set of flags under a label of its own. labels: these alone; a rung,
-    perhaps with flags, perhaps with @COMMIT behind it for the runs of that commit. What is in none of them then goes
-    without saying. Raises UserError for a log that is missing, damaged, or has nothing to show.
+    labels: these alone; a rung, perhaps with flags, perhaps with @COMMIT behind it for the runs of that commit. What is
+    in none of them then goes without saying. Raises UserError for a log that is missing, damaged, or has nothing to
+    show, and for a label without finished runs.
     """
     rows, left_out, notes = read_log(selection.loss_csv), Counter(), []
 
@@ -125,7 +114,7 @@ def load_results(selection: Selection, *, variants: bool = False, labels: tuple[
     chosen, earlier = {}, []
     if labels:
         left_out.clear()
-    for label in labels or _labels(rows, flags, variants):
+    for label in labels or _labels(rows, flags, selection.variants):
         runs, now = _of_settings(rows, label, flags, notes)
         rows = rows if labels else rows[~rows["run"].isin(runs["run"])]
         runs = keep(runs, runs.groupby("run")["step"].transform("max") == runs["steps"], "that did not finish")
@@ -150,12 +139,15 @@ def load_results(selection: Selection, *, variants: bool = False, labels: tuple[
         why = "; ".join(lines) or f"it has no runs of {', '.join(labels)}"
         raise UserError(f"nothing to show from {selection.loss_csv}: {why}")
     rows = pd.concat(chosen.values())
+    order = sorted(chosen, key=lambda label: RUNGS.index(re.split("[ @]", label)[0]))
     for column in ("precision", "device"):
         counts = rows.groupby(column)["run"].nunique()
         if len(counts) > 1:
             kinds = ", ".join(f"{kind} ({count})" for kind, count in counts.items())
             lines.append(f"these runs are not of one {column}, which may be part of what sets them apart: {kinds}")
-    results = Results(rows, list(chosen), corpus, flags, lines, selection.loss_csv)
+    results = Results(rows, order, corpus, flags, lines, selection.loss_csv)
+    for label in labels:
+        results.runs(label)
     if not labels:
         pairs = ((label, rung_before(label, results.order)) for label in results.order)
         apart = [f"{label} with {before}" for label, before in pairs if before and not results.before(label)]
@@ -181,8 +173,8 @@ def _labels(rows: pd.DataFrame, flags: str, variants: bool) -> list[str]:
     labels = []
     for rung in (rung for rung in RUNGS if rung in set(rows["rung"])):
         typed = sorted(set(rows[rows["rung"] == rung]["flags"])) if variants else []
-        starts = {each: START.match(each) for each in typed}
-        own = [each[start.end() :] for each, start in starts.items() if start[0].strip() == flags]
+        starts = [start for each in typed if (start := START.match(each))[0].strip() == flags]
+        own = [start.string[start.end() :] for start in starts]
         labels += [rung, *(f"{rung} {each}" for each in own if each)]
     return labels
 
@@ -196,17 +188,18 @@ def _of_settings(rows: pd.DataFrame, label: str, flags: str, notes: list[str]) -
     if at and not commit:
         raise UserError(f"{label} names no commit; write {name}@COMMIT")
     rung, full = name.split(" ")[0], join(name, flags)
-    check_rungs((rung,))
+    check_rungs(rung)
     config, code = None, None
     rows = rows[(rows["rung"] == rung) & rows["commit"].str.startswith(commit)]
     try:
         code = rung_code(rung_path(rung))
-        config = None if at else config_hash(config_of(full))
-    except UserError:
+        config = config_of(full)
+    except UserError:  # a setting that is gone
         pass
     except Exception as error:
         notes.append(f"{rung} as it was logged last, for its file fails now: {type(error).__name__}: {one_line(error)}")
-    if config is None:
-        rows = rows[rows["flags"] == as_logged(full).partition(" ")[2]]
-        config = rows["config"].iloc[-1] if len(rows) else ""
-    return rows[rows["config"] == config], [code, shared_code()]
+    if config and not at:
+        return rows[rows["config"] == config_hash(config)], [code, shared_code()]
+    rows = rows[rows["flags"] == (changed_flags(config) if config else full.partition(" ")[2])]
+    latest = rows["config"].iloc[-1] if len(rows) else ""
+    return rows[rows["config"] == latest], [code, shared_code()]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from data import LOSS_CSV, Corpus, UserError, has_rows, load_corpus, read_log
 from helper_scripts.ladder_table import markdown_table
-from helper_scripts.models import RUNGS, config_of, one_line, rung_module, rung_path, rungs_of, with_preset
+from helper_scripts.models import RUNGS, config_of, join, one_line, rung_module, rung_path, rungs_of, start_of
 from helper_scripts.plot_loss import check_picture, picture_of, write_plot
 from helper_scripts.results import Selection, load_results
 from helper_scripts.workers import Result, Run, train_all
@@ -39,7 +39,6 @@ class Options:
     seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves (7 7 is 7 alone)
     preset: Preset | None = None  # settings in place of the rungs' own
     holdout: bool = False  # validate on the last tenth of the train split, to choose settings
-    jobs: int = 0  # runs at a time, one thread each; 0 is one a core, or one on a GPU; a single run has all cores
     again: bool = False  # train runs that are in the log, too
     steps: int | None = None  # updates, in place of each rung's own number
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
@@ -52,10 +51,9 @@ class Options:
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        if options.jobs < 0:
-            raise UserError(f"--jobs is {options.jobs}; it has to be 0 or more")
         variants = options.steps is not None or any(" " in label for label in options.rungs)
-        out = options.out or picture_of(options.preset, variants, options.holdout)
+        selection = Selection(options.loss_csv, None, options.preset, options.holdout, variants)
+        out = options.out or picture_of(selection)
         check_picture(out)
         configs, failed = all_configs(options)
         corpus = load_corpus(options.corpus)  # fetched once, before several processes want it
@@ -67,18 +65,15 @@ def main() -> None:
             print(f"{logged} of {len(configs)} runs are in the log already, of this very code; --again retrains them")
         if resumed := sum(run.config.resume for run in runs):
             print(f"{resumed} of {len(configs)} runs were stopped before; resuming them")
-        broken = len(failed)
         if runs:
             with unbreakable_output():
-                failed += _train(runs, options.jobs or _at_a_time(options.device))
-        if len(failed) - broken < len(configs):
-            selection = Selection(options.loss_csv, corpus.name, options.preset, options.holdout)
-            try:
-                results = load_results(selection, variants=variants)
-                print(f"\n{markdown_table(results)}\n")
-                write_plot(results, out)
-            except UserError as error:
-                failed.append(str(error))
+                failed += _train(runs, options.device)
+        try:
+            results = load_results(replace(selection, corpus=corpus.name))
+            print(f"\n{markdown_table(results)}\n")
+            write_plot(results, out)
+        except UserError as error:
+            failed.append(str(error))
         if failed:
             raise UserError("; ".join(failed))
 
@@ -88,18 +83,16 @@ def all_configs(options: Options) -> tuple[list[tuple[str, TrainConfig]], list[s
 
     Raises UserError where nothing, or something impossible, was asked for.
     """
-    named = [label.split(" ")[0] for label in options.rungs] or RUNGS
+    labels = [join(label, start_of(options.preset, options.holdout)) for label in options.rungs]
+    named = [label.split(" ")[0] for label in labels] or RUNGS
     broken = {rung: error for rung in RUNGS if rung in named and (error := _broken(rung))}
-    sound = [label for label in options.rungs if label.split(" ")[0] not in broken]
-    labels = [with_preset(label, options.preset, options.holdout) for label in sound]
-    if not options.rungs:
-        labels = rungs_of(options.preset, options.holdout)
     seeds = options.seeds if len(options.seeds) != 1 else range(options.seeds[0])
     more = {name: getattr(options, name) for name in ("corpus", "loss_csv", "runs_dir", "device")}
     more |= {} if options.steps is None else {"steps": options.steps}
     configs = {  # each once, whatever was typed twice
-        (label.split(" ")[0], config_of(label, seed=seed, sample_length=0, **more)): None
-        for label in labels
+        (rung, config_of(label, seed=seed, sample_length=0, **more)): None
+        for label in labels or rungs_of(options.preset, options.holdout)
+        if (rung := label.split(" ")[0]) not in broken
         for seed in seeds
     }
     if not configs and not broken:
@@ -150,11 +143,6 @@ def _can_go_on(partial: Path, code: dict[str, str]) -> bool:
         return False
 
 
-def _at_a_time(device: str) -> int:
-    """Runs that share a device without being in one another's way: one for each core of a CPU, one on a GPU."""
-    return (os.cpu_count() or 1) if choose_device(device).type == "cpu" else 1
-
-
 def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -> float:
     """By the log's runs, wherever they ran: of this rung in these settings, or else of others in them, or of any."""
     if rows is not None:
@@ -165,9 +153,12 @@ def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -
     return 1.0
 
 
-def _train(runs: list[Run], jobs: int) -> list[str]:
-    """Train them under one bar, and tell of each that is done. Returns a line for each that failed."""
-    jobs = min(jobs, len(runs))
+def _train(runs: list[Run], device: str) -> list[str]:
+    """Train them under one bar, and tell of each that is done. Returns a line for each that failed.
+
+    As many at a time as there are cores; on a GPU one, for they would be in one another's way.
+    """
+    jobs = min(len(runs), (os.cpu_count() or 1) if choose_device(device).type == "cpu" else 1)
     total = sum(run.weight for run in runs)
     failed, warnings, done = [], {}, dict.fromkeys(runs, 0.0)
 

@@ -44,15 +44,13 @@ class Result:
     warnings: list[str] = field(default_factory=list)
 
 
-Progress = Callable[[Run, float], None]  # is told a run and the share of it that is done
-Finished = Callable[[Run, Result], None]
-
-
-def train_all(runs: list[Run], jobs: int, progress: Progress, finished: Finished) -> None:
+def train_all(
+    runs: list[Run], jobs: int, progress: Callable[[Run, float], None], finished: Callable[[Run, Result], None]
+) -> None:
     """Train them in that order, `jobs` at a time, in processes of one thread each; a single job has all cores.
 
-    A run that fails, or whose process dies, is a Result like any other. Ctrl-C has the processes save their runs, and
-    goes on as KeyboardInterrupt.
+    `progress` is told which share of a run is done. A run that fails, or whose process dies, is a Result like any
+    other. Ctrl-C has the processes save their runs, and goes on as KeyboardInterrupt.
     """
     waiting, busy, idle, workers = deque(runs), {}, [], []
     try:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, a thread each
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import settings
 
 from data import Corpus, load_corpus
+from data.loss_log import COLUMNS
+from helper_scripts.models import config_of, rung_path
 from stages import LADDER
+from training.config import changed_flags, config_hash
+from training.provenance import rung_code, shared_code
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,3 +99,54 @@ def text_file(text, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "words.txt"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+NUMBERS = itertools.count()
+
+
+def runs(label: str, *losses: float, first: int = 0, **columns) -> list[dict]:
+    """Rows of the log: finished runs of seeds from `first` on, of `label` by its file and the code as they are."""
+    rung, config = label.split()[0], config_of(label)
+    row = {name: {str: "x", int: 5, float: 1.0}[kind] for name, kind in COLUMNS.items()}
+    row |= {"rung": rung, "config": config_hash(config), "flags": changed_flags(config), "steps": config.steps}
+    row |= {"rung_code": rung_code(rung_path(rung)), "shared_code": shared_code(), "precision": "fp32"}
+    row |= {"corpus": "tinyshakespeare", "corpus_sha256": "86c4e6aa9db7", "device": "cpu"}
+    rows = []
+    for seed, loss in enumerate(losses, start=first):
+        own = row | {"run": f"{rung}-{next(NUMBERS)}", "seed": seed} | columns
+        for part in (0.0, 0.5, 1.0):  # a curve from 4.2 down to the loss
+            step, value = int(own["steps"] * part), loss + (4.2 - loss) * (1 - part)
+            rows.append(own | {"step": step, "val_loss": value, "train_loss": value - 0.1, "tokens": 256 * step})
+    return rows
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Writes rows as a log."""
+
+    def write(*parts: list[dict]) -> Path:
+        table = pd.DataFrame([row for part in parts for row in part], columns=list(COLUMNS))
+        table.to_csv(tmp_path / "log.csv", index=False, lineterminator="\n")
+        return tmp_path / "log.csv"
+
+    return write
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Starts a module's command; returns what it says, or the one line in which it ends."""
+
+    def start(module, *args, fails: bool = False) -> str:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])
+        capsys.readouterr()
+        if not fails:
+            module.main()
+            return capsys.readouterr().out
+        with pytest.raises(SystemExit) as stop:
+            module.main()
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        return error
+
+    return start

@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import rung_id
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import gpt
 from data import UserError
-from stages import modern, pre_norm, residual
+from stages import modern, pre_norm
 from training.device_check import check_device
 from training.run import prepare
 
@@ -70,13 +69,7 @@ def stale(function, x, *args, **kwargs):
     return y
 
 
-def nans(function, *args, **kwargs):
-    return function(*args, **kwargs) * float("nan")
-
-
-WRONG = [(pre_norm, "softmax", scaled), (modern, "rms_norm", scaled), (pre_norm, "embedding", scaled)]
-WRONG += [(gpt, "linear", stale), (modern, "linear", stale), (gpt, "matmul", nans)]
-WRONG += [(modern, "softmax", wrong_gradient), (gpt, "relu", wrong_gradient), (gpt, "layer_norm", wrong_gradient)]
+WRONG = [(pre_norm, "softmax", scaled), (gpt, "linear", stale), (modern, "rms_norm", wrong_gradient)]
 
 
 @pytest.mark.parametrize(("rung", "name", "change"), WRONG, ids=lambda value: getattr(value, "__name__", value))
@@ -88,7 +81,7 @@ def test_one_wrong_operator_is_caught(rung, name, change, corpus, small):
     assert "--device cpu" in str(error.value) and "--skip-device-check" in str(error.value)
 
 
-@pytest.mark.parametrize("rung", [residual, gpt, modern], ids=rung_id)
+@pytest.mark.parametrize("rung", [gpt, modern], ids=rung_id)
 def test_a_right_device_passes_and_nothing_is_changed(rung, corpus, small):
     config = small(rung)
     for precision in ("fp32", "bf16"):
@@ -101,30 +94,19 @@ def test_a_right_device_passes_and_nothing_is_changed(rung, corpus, small):
         assert torch.equal(state, torch.get_rng_state()) and model.training
 
 
-@pytest.mark.parametrize("rung", [pre_norm, gpt], ids=rung_id)
-def test_later_characters_seen_in_the_runs_own_precision_are_caught(rung, corpus, small):
+def test_later_characters_seen_in_the_runs_own_precision_are_caught(corpus, small):
     """As attention in half precision under no_grad has done (pytorch/pytorch 195910): right in fp32."""
-    config = small(rung)
+    config = small(gpt)
 
     def leak(function, x, *args, **kwargs):  # the weights of attention, a little of them spread over all positions
         y = function(x, *args, **kwargs)
         leaks = torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
         return 0.99 * y + 0.01 / y.shape[-1] if leaks else y
 
-    model = on_a_device(rung, "softmax", leak, corpus, config)
+    model = on_a_device(gpt, "softmax", leak, corpus, config)
     check_device(model, corpus, config, "fp32")
     with pytest.raises(UserError, match=r"later characters.*--precision fp32"):
         check_device(model, corpus, config, "bf16")
-
-
-def test_weights_that_start_at_zero_hide_no_leak(corpus, small):
-    config = small(pre_norm)
-    model = on_a_device(pre_norm, "softmax", lambda _, x, **kwargs: F.softmax(x.roll(1, -1), -1), corpus, config)
-    for name, parameter in model.named_parameters():
-        if "proj" in name or "net.2" in name:  # those behind attention and at the end of a feed-forward
-            torch.nn.init.zeros_(parameter)
-    with pytest.raises(UserError, match="logits"):
-        check_device(model, corpus, config, "fp32")
 
 
 def test_a_run_on_another_device_is_checked_unless_told_not_to(tmp_path, text_file, monkeypatch):

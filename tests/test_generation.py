@@ -11,15 +11,14 @@ from conftest import ROOT
 
 import bigram
 import gpt
-from helper_scripts import models
-from helper_scripts import sample as command
+from helper_scripts import models, sample
 from stages import modern, pre_norm, rotary
 from training import run
-from training.cache import caches, use_cache
+from training.cache import caches
 from training.generation import generate, stream
 
 VOCAB, T = 65, 8
-KINDS = pytest.mark.parametrize("module", [pre_norm, gpt, rotary, modern], ids=["none", "gpt", "rotary", "modern"])
+KINDS = pytest.mark.parametrize("module", [pre_norm, gpt, modern], ids=["none", "gpt", "modern"])
 
 
 @pytest.fixture
@@ -80,17 +79,6 @@ def test_each_character_is_the_likeliest_after_what_may_be_seen(module, small, p
         assert ids[end] == model(ids[None, start:end])[0, -1].argmax(), end
 
 
-@torch.no_grad()
-def test_a_text_in_pieces_gives_the_logits_of_the_whole(small):
-    model, idx = made(gpt, small), torch.randint(VOCAB, (3, T), generator=torch.Generator().manual_seed(0))
-    whole = model(idx)
-    for cuts in ([1] * T, [3, 1, 4], [T]):
-        with use_cache(model, {}):
-            parts = [model(piece) for piece in idx.split(cuts, dim=1)]
-        torch.testing.assert_close(torch.cat(parts, dim=1), whole)
-    torch.testing.assert_close(model(idx), whole)  # and nothing is cached afterwards
-
-
 def test_what_is_cached_is_computed_once(small, prompt):
     """Characters that go through the model: with the cache one each, and half a context when that has to move on."""
     model, seen = gpt.LanguageModel(VOCAB, small(gpt, block_size=32)).eval(), []
@@ -122,7 +110,7 @@ def test_the_smallest_temperature_is_like_none(temperature, small, prompt):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, text_file):
+def folder(tmp_path_factory, text_file):
     """Checkpoints of three rungs, one of them with two seeds."""
     folder = tmp_path_factory.mktemp("runs")
     for module, seed in ((bigram, 0), (pre_norm, 0), (pre_norm, 1), (gpt, 0)):
@@ -134,50 +122,27 @@ def runs(tmp_path_factory, text_file):
     return folder
 
 
-def said(monkeypatch, capsys, *args) -> str:
-    monkeypatch.setattr(sys, "argv", ["sample.py", "--device", "cpu", *map(str, args)])
-    capsys.readouterr()
-    command.main()
-    return capsys.readouterr().out
+@pytest.fixture
+def say(folder, command):
+    """What sample.py says with some flags."""
+    return lambda *args, **how: command(sample, *args, "--runs-dir", folder, "--device", "cpu", **how)
 
 
-def test_a_checkpoint_generates(runs, monkeypatch, capsys):
-    (file,) = runs.glob("pre_norm-seed1-*.pt")
-    flags = ["--prompt", "to be", "--length", "50", "--runs-dir", runs]
-    text = said(monkeypatch, capsys, file, *flags)
+def test_a_checkpoint_generates(folder, say):
+    (file,) = folder.glob("pre_norm-seed1-*.pt")
+    flags = ["--prompt", "to be", "--length", "50"]
+    text = say(file, *flags)
     assert text.startswith("to be") and len(text) == 5 + 50 + 1
-    assert text == said(monkeypatch, capsys, "pre_norm", *flags)  # its latest
-    assert text != said(monkeypatch, capsys, "pre_norm", *flags, "--seed", "1")
-    bold = said(monkeypatch, capsys, "pre_norm", *flags, "--temperature", "0")
-    assert bold == said(monkeypatch, capsys, "pre_norm", *flags, "--top-k", "1", "--seed", "5") != text
-    latest = said(monkeypatch, capsys, *flags)
-    assert latest == said(monkeypatch, capsys, "gpt", *flags) == said(monkeypatch, capsys, "gpt", *flags, "--no-cached")
+    assert text == say("pre_norm", *flags) != say("pre_norm", *flags, "--seed", "1")  # its latest
+    bold = say("pre_norm", *flags, "--temperature", "0")
+    assert bold == say("pre_norm", *flags, "--top-k", "1", "--seed", "5") != text
+    assert say(*flags) == say("gpt", *flags) == say("gpt", *flags, "--no-cached")
 
 
-def test_every_rung_continues_the_same_prompt(runs, tmp_path, monkeypatch, capsys):
-    flags = ["--ladder", "--prompt", "or not", "--length", "20", "--runs-dir", runs]
-    text = said(monkeypatch, capsys, *flags)
-    headings = [line for line in text.splitlines() if line.startswith("--- ")]
-    assert [line.split()[1] for line in headings] == ["bigram", "pre_norm", "gpt"]
-    assert headings[1].startswith("--- pre_norm --steps 3, seed 1, words.txt (")
-    assert all(line.endswith(" after 3 steps") for line in headings)
-    assert text.count("or not") == 3
-    (runs / "residual-seed0-broken.pt").write_bytes(b"nothing")
-    again = said(monkeypatch, capsys, *flags)
-    assert again.startswith(text) and "left out: " in again and "residual-seed0-broken.pt" in again
-    (runs / "residual-seed0-broken.pt").unlink()
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- samples: begin -->\n<!-- samples: end -->\nz\n", encoding="utf-8")
-    assert "wrote the samples of 3 rungs" in said(monkeypatch, capsys, *flags, "--write", page)
-    written = page.read_text(encoding="utf-8")
-    assert all(line in written for line in text.split("\n\n")[0].splitlines())
-    assert written.count("```") == 2 and written.startswith("a\n<!--") and written.endswith("-->\nz\n")
-
-
-def test_the_text_comes_as_it_is_generated(runs):
+def test_the_text_comes_as_it_is_generated(folder):
     """The reader gets the beginning of a text that would take hours, and may leave: that ends it, without a word."""
     words = [sys.executable, str(ROOT / "helper_scripts" / "sample.py"), "gpt", "--length", "1000000000"]
-    words += ["--prompt", "to be", "--runs-dir", str(runs), "--device", "cpu"]
+    words += ["--prompt", "to be", "--runs-dir", str(folder), "--device", "cpu"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             assert process.stdout.read(30).startswith(b"to be")
@@ -188,13 +153,13 @@ def test_the_text_comes_as_it_is_generated(runs):
             process.kill()
 
 
-def test_a_text_cannot_command_the_terminal(runs, tmp_path, monkeypatch, capsys):
+def test_a_text_cannot_command_the_terminal(folder, tmp_path, say):
     """Its control characters are those of the text that the model was trained on, which may be anybody's."""
-    content = torch.load(next(iter(runs.glob("bigram-*.pt"))), weights_only=True)
+    content = torch.load(next(iter(folder.glob("bigram-*.pt"))), weights_only=True)
     strange = "\x1b\x07\x9b\r\t\n"
     content["metadata"]["alphabet"] = strange + content["metadata"]["alphabet"][len(strange) :]
     torch.save(content, tmp_path / "other.pt")
-    text = said(monkeypatch, capsys, tmp_path / "other.pt", "--prompt", "\x1b\t\x9b\r\n", "--length", "200")
+    text = say(tmp_path / "other.pt", "--prompt", "\x1b\t\x9b\r\n", "--length", "200")
     assert text.startswith("\ufffd\t\ufffd\n") and not set(text) & set("\x1b\x07\x9b\r")
 
 
@@ -205,31 +170,12 @@ def test_a_text_cannot_command_the_terminal(runs, tmp_path, monkeypatch, capsys)
         (["residual"], "there is no checkpoint of residual in"),
         (["nothing.pt"], "there is no checkpoint nothing.pt"),
         (["gelu"], "gelu is not on the ladder; add"),
-        (["--ladder", "gpt"], "--ladder takes every rung"),
-        (["--write", "page.md"], "add --ladder"),
         (["--temperature", "inf"], "--temperature is inf; it has to be a finite number"),
         (["--length", "-1"], "--length is -1; it has to be 0 or more"),
     ],
 )
-def test_what_cannot_be_generated_is_said_in_one_line(args, words, runs, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_generated_is_said_in_one_line(args, words, tmp_path, monkeypatch, say):
     monkeypatch.setattr(models, "ROOT", tmp_path)
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "gelu.py").touch()
-    with pytest.raises(SystemExit) as stop:
-        said(monkeypatch, capsys, "--runs-dir", runs, *args)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("rung", "words"),
-    [("stranger", "which the ladder does not name"), ("bigram", "does not fit bigram as it is now")],
-)
-def test_a_checkpoint_of_another_architecture_is_refused(rung, words, runs, tmp_path, monkeypatch, capsys):
-    content = torch.load(next(iter(runs.glob("pre_norm-seed0-*.pt"))), weights_only=True)
-    content["metadata"]["rung"] = rung
-    torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(SystemExit):
-        said(monkeypatch, capsys, tmp_path / "other.pt")
-    assert words in capsys.readouterr().err
+    assert words in say(*args, fails=True)

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gpt
-from stages import modern, residual
+from stages import modern
 from training import generation
 from training.device import choose_precision, compile_pays, shapes_may_grow
 from training.evaluate import exact_loss
@@ -36,11 +36,11 @@ class Watching(TorchDispatchMode):
 
 def test_fp32_unless_asked_never_compiled_and_no_cache():
     assert choose_precision("auto", MPS, 10**8) == "fp32" and choose_precision("bf16", MPS, 10**8) == "bf16"
-    assert not compile_pays(MPS, 10**9)
+    assert not compile_pays(MPS, 10**9) and not compile_pays(torch.device("cpu"), 10**6)
     assert not shapes_may_grow(MPS) and shapes_may_grow(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("rung", [residual, gpt, modern], ids=rung_id)
+@pytest.mark.parametrize("rung", [gpt, modern], ids=rung_id)
 def test_attention_is_written_out_and_nothing_is_float64(rung, small):
     model = rung.LanguageModel(65, small(rung))
     with Watching() as watched:
@@ -91,9 +91,6 @@ def test_an_evaluation_sees_full_windows_in_few_shapes(corpus):
 
 
 def test_batches_are_drawn_on_the_cpu_and_no_copy_is_non_blocking(corpus):
-    before = corpus.batch(0, 5, 4, 8)[0]
-    torch.rand(100)
-    assert torch.equal(corpus.batch(0, 5, 4, 8)[0], before)
     with Watching() as watched:
         idx, _ = corpus.to(torch.device("meta")).batch(0, 0, 4, 8)
     assert idx.device.type == "meta"

@@ -57,19 +57,7 @@ def test_comments_docstrings_and_formatting_do_not_count():
     assert digest(other) == digest(CODE)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("-2.5e-3", "-2.5e-4"),
-        ("> 2", ">= 2"),
-        ("and not args", "or not args"),
-        ("Net(Base)", "Net"),
-        ("(1,", "(True,"),
-        (":.2f", ":.3f"),
-        ("[1, *rest]", "[2, *rest]"),
-        ("strict=True", "strict=False"),
-    ],
-)
+@pytest.mark.parametrize(("old", "new"), [("-2.5e-3", "-2.5e-4"), ("> 2", ">= 2"), ("(1,", "(True,"), (":.2f", ":.3f")])
 def test_code_counts(old, new):
     assert digest(CODE.replace(old, new)) != digest(CODE)
 
@@ -87,7 +75,8 @@ def test_a_rungs_code_is_its_architecture_whatever_its_settings(tmp_path):
     assert not changed("Rung 8, GPT", "Another rung")
     assert not changed("# (B, T, V)", "")
     assert changed("nn.ReLU()", "nn.GELU()")
-    assert changed("10_000", "1_000")
+    assert not changed('if __name__ == "__main__":', 'if __name__ == "another":')
+    assert changed('if __name__ == "__main__":', "if torch.cuda.is_available():")
 
 
 def test_shared_code_is_that_of_the_files_that_shape_a_result(tmp_path, monkeypatch):

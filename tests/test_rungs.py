@@ -2,7 +2,6 @@
 
 import math
 
-import pytest
 import torch
 from torch.nn import functional as F
 
@@ -57,11 +56,9 @@ def test_no_logit_changes_when_a_later_character_does(rung, small):
         after = model(changed)
         assert torch.allclose(after[:, :position], before[:, :position], atol=1e-5)
         assert not torch.allclose(after[:, position], before[:, position], atol=1e-3)
-
-
-def test_only_a_bigram_takes_no_account_of_what_came_before(rung, small):
-    one, other = make(rung, small(rung), moved=True)(torch.tensor([[1, 2, 3], [4, 5, 3]]))[:, -1]
-    assert torch.allclose(one, other, atol=1e-3) == (rung.__name__ == "bigram")
+        if position < 7:  # a bigram alone takes no account of what came before
+            is_bigram = rung.__name__ == "bigram"
+            assert torch.allclose(after[:, position + 1 :], before[:, position + 1 :], atol=1e-3) == is_bigram
 
 
 def test_every_parameter_gets_a_gradient_and_is_trained_by_one_optimizer(rung, small):
@@ -72,27 +69,6 @@ def test_every_parameter_gets_a_gradient_and_is_trained_by_one_optimizer(rung, s
     optimizers = State.at_start(model, small(rung)).optimizers
     trained = [id(parameter) for each in optimizers for group in each.param_groups for parameter in group["params"]]
     assert sorted(trained) == sorted(id(parameter) for parameter in model.parameters())
-
-
-def test_one_batch_can_be_memorised(rung, small):
-    model = make(rung, small(rung))
-    # each row a walk through the alphabet: the next character follows from the last, so that a bigram can learn it too
-    text = torch.tensor([[0], [20]]) + torch.arange(9)
-    idx, targets = text[:, :-1], text[:, 1:]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3 * rung.Config().learning_rate)
-    for _ in range(1000):
-        loss = F.cross_entropy(model(idx).flatten(0, 1), targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if loss.item() < 0.2:  # a single head ends up attending to one place, and two of the 16 look alike there
-            return
-    pytest.fail(f"the loss is still {loss.item():.3f}")
-
-
-def test_the_same_seed_makes_the_same_weights(rung, small):
-    first, second = make(rung, small(rung)), make(rung, small(rung))
-    assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
 def test_rung_8_has_the_size_it_claims():

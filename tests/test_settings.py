@@ -12,13 +12,10 @@ from conftest import ROOT
 
 import gpt
 from data import read_log
-from stages import pre_norm
 from training import ScaledConfig, run
 from training.cli import parse
 from training.config import all_flags, changed_flags, config_hash, settings
 from training.presets import PRESETS
-
-ANY_PRESET = pytest.mark.parametrize("preset", [None, *PRESETS])
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -27,12 +24,8 @@ def test_a_flag_changes_a_preset_in_itself_alone(preset):
     assert {name: getattr(plain, name) for name in PRESETS[preset]} == PRESETS[preset]
     rest = settings(ScaledConfig()).keys() - PRESETS[preset].keys()
     assert all(getattr(plain, name) == getattr(ScaledConfig(), name) for name in rest)
-    changed = dataclasses.replace(plain, n_layer=2, holdout=True)
-    for typed in (
-        ["--preset", preset, "--n-layer", "2", "--holdout"],
-        ["--n-layer=2", "--holdout", "--preset", preset],
-    ):
-        assert parse(gpt.Config, "", typed) == changed
+    typed = ["--n-layer=2", "--holdout", "--preset", preset]
+    assert parse(gpt.Config, "", typed) == dataclasses.replace(plain, n_layer=2, holdout=True)
 
 
 FLAGS = [
@@ -43,7 +36,7 @@ FLAGS = [
 ]
 
 
-@ANY_PRESET
+@pytest.mark.parametrize("preset", [None, *PRESETS])
 @pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
 def test_flags_are_read_back_as_the_same_config(preset, flags):
     config = parse(gpt.Config, "", [*flags, *(["--preset", preset] if preset else [])])
@@ -54,21 +47,15 @@ def test_flags_are_read_back_as_the_same_config(preset, flags):
         assert changed_flags(config) == (f"--preset {preset}" if preset else "")
 
 
-def test_flags_of_a_rung_without_presets_are_read_back():
-    config = parse(pre_norm.Config, "", ["--steps", "7", "--n-head", "2"])
-    assert config == pre_norm.Config(steps=7, n_head=2) == parse(pre_norm.Config, "", all_flags(config))
-
-
-@pytest.mark.parametrize("rung", [pre_norm, gpt], ids=lambda rung: rung.__name__)
-def test_help_has_a_line_for_every_flag_with_its_default(rung, capsys, monkeypatch):
+def test_help_has_a_line_for_every_flag_with_its_default(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
-        run(rung.LanguageModel, rung.Config, ["--help"])
+        run(gpt.LanguageModel, gpt.Config, ["--help"])
     assert not stop.value.code
     said = capsys.readouterr().out
     options = " ".join(re.sub("[│╭╰─╮╯]", " ", said).split())
-    assert rung.__doc__.partition("\n")[0] in options
-    for field in dataclasses.fields(rung.Config):
+    assert gpt.__doc__.partition("\n")[0] in options
+    for field in dataclasses.fields(gpt.Config):
         flag = "--" + field.name.replace("_", "-")
         assert re.search(rf"{flag}\b[^(]*? \w+ \w+.*?\(default: ", options), flag
 
@@ -79,19 +66,15 @@ BAD = [
     ["--n-head", "5", "--n-embd 384 is not divisible by --n-head 5; try --n-embd 385"],
     ["--n-embd", "18", "--n-embd 18 gives each of 6 heads 3 channels, an odd number; try --n-embd 24"],
     ["--learning-rate", "nan", "--learning-rate is nan; it has to be a finite number above 0"],
-    ["--weight-decay", "inf", "--weight-decay is inf; it has to be a finite number, 0 or more"],
     ["--dropout", "1", "--dropout is 1.0; it has to be at least 0 and below 1"],
-    ["--warmup-steps", "-1", "--warmup-steps is -1; it has to be 0 or more"],
-    ["--seed", "99999999999999999999999", "--seed"],
     ["--device", "abacus", "--device abacus is not known"],
-    ["--precision", "fp8", "fp8"],
     ["--preset", "huge", "huge"],
     ["--stepz", "3", "Unrecognized options: --stepz, 3; --help lists the flags"],
     ["--minutes", "1", "--resume", "--resume needs the steps"],
     ["--corpus", "no/such/file.txt", "file.txt"],
     ["--corpus", "EMPTY", "is empty"],
-    ["--corpus", "SHORT", "too short"],
     ["--block-size", "100000", "too short"],
+    ["--n-embd", "12000000000000", "out of memory; try a smaller"],
     ["--prompt", "to be 🎭", "'🎭' at position 6"],
     ["--loss-csv", "OTHER", "line 1 of"],
     ["--loss-csv", "FOLDER", "cannot write the loss log"],
@@ -101,7 +84,7 @@ BAD = [
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: " ".join(case[:-1]))
 def test_what_cannot_be_ends_in_one_line_and_writes_nothing(case, tmp_path, text_file, capsys):
-    for name, raw in {"EMPTY": b"", "SHORT": b"to be or not", "OTHER": b"a,b\n1,2\n"}.items():
+    for name, raw in {"EMPTY": b"", "OTHER": b"a,b\n1,2\n"}.items():
         (tmp_path / name).write_bytes(raw)
     (tmp_path / "FOLDER").mkdir()
     before = sorted(tmp_path.iterdir())
@@ -116,14 +99,6 @@ def test_what_cannot_be_ends_in_one_line_and_writes_nothing(case, tmp_path, text
     assert words in said.err
     left = [path for path in tmp_path.iterdir() if path.suffix != ".lock" and path != tmp_path / "runs"]
     assert sorted(left) == before and not list(tmp_path.glob("runs/*"))
-
-
-def test_what_does_not_fit_into_memory_ends_in_one_line(tmp_path, text_file, capsys):
-    places = ["--corpus", str(text_file), "--loss-csv", str(tmp_path / "log.csv"), "--runs-dir", str(tmp_path / "runs")]
-    with pytest.raises(SystemExit) as stop:
-        run(pre_norm.LanguageModel, pre_norm.Config, [*places, "--device", "cpu", "--n-embd", "40000000000000"])
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: out of memory; try a smaller")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no pseudo-terminals")
@@ -142,25 +117,19 @@ def test_a_wrong_flag_is_named_in_one_plain_line_on_a_terminal():
     os.close(ours)
     assert process.returncode == 2
     text = said.decode("utf-8")
-    assert text.startswith("error: Unrecognized options: --learning-rat") and text.endswith(
-        "; --help lists the flags\r\n"
-    )
+    assert text.startswith("error: Unrecognized options: --learning-rat") and text.endswith("lists the flags\r\n")
     assert text.count("\n") == 1 and text[:-2].isprintable() and not set(text) & set("│╭╰─╮╯")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has neither")
-@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
-def test_a_run_ends_well_whatever_its_output_can_show(closed, tmp_path, text):
-    """In a locale that knows ASCII alone, with names that are not ASCII, and with stdout closed, as by >&-."""
-    folder = tmp_path / "naïve"
-    folder.mkdir()
-    (folder / "naïve.txt").write_text(text, encoding="utf-8")
+def test_a_run_ends_well_whatever_its_output_can_show(tmp_path, text):
+    """In a locale that knows ASCII alone, with a name that is not ASCII, and with stdout closed, as by >&-."""
+    (tmp_path / "naïve.txt").write_text(text, encoding="utf-8")
     flags = ["--corpus", "naïve.txt", "--steps", "2", "--device", "cpu", "--loss-csv", "log.csv", "--runs-dir", "."]
-    command = ["sh", "-c", f'exec "$@"{" >&-" * closed}', "sh", sys.executable, str(ROOT / "bigram.py"), *flags]
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, str(ROOT / "bigram.py"), *flags]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONIOENCODING"}
     done = subprocess.run(
-        command, cwd=folder, env=environment | {"LC_ALL": "C", "PYTHONUTF8": "0"}, capture_output=True
+        command, cwd=tmp_path, env=environment | {"LC_ALL": "C", "PYTHONUTF8": "0"}, capture_output=True
     )
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
-    assert closed or b"corpus na?ve.txt (" in done.stdout
-    assert read_log(folder / "log.csv")["corpus"].iloc[-1].startswith("naïve.txt (")
+    assert read_log(tmp_path / "log.csv")["corpus"].iloc[-1].startswith("naïve.txt (")

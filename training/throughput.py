@@ -24,7 +24,7 @@ SLOW = 5.0  # seconds; of steps that take longer, one tells enough
 EVALUATIONS_SHARE = 0.05  # of a run of given minutes, for evaluations between the first and the last
 
 # The dropout of a run of given minutes, by how many epochs it has at least: what is read more often is memorised more.
-DROPOUT_BY_EPOCHS = ((0, 0.0), (4, 0.1), (8, 0.2))
+DROPOUT_BY_EPOCHS = ((0, 0.0), (5, 0.1), (10, 0.2))
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def epochs(config: TrainConfig, corpus: Corpus) -> float:
 
 def with_dropout_for_its_epochs(config: TrainConfig, corpus: Corpus) -> TrainConfig:
     """`config` with the dropout that its epochs want, where it has one and none was given."""
-    if getattr(config, "dropout", None) != getattr(config.from_preset(getattr(config, "preset", None)), "dropout", 0):
+    start = config.from_preset(getattr(config, "preset", None))
+    if not hasattr(config, "dropout") or config.dropout != start.dropout:
         return config
     return replace(config, dropout=max(p for least, p in DROPOUT_BY_EPOCHS if epochs(config, corpus) >= least))
 
