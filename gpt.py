@@ -1,13 +1,13 @@
-"""Rung 8, GPT: scale, 6 layers, 6 heads, 384 channels and a context of 256, and what scale needs.
+"""Rung 8, GPT: scale, and what it needs: dropout, small initial weights, a schedule.
 
-What is new: the pre-norm rung with 250 times its parameters, and what that size needs. A model of this size can
-memorise a million characters, so dropout sets a fifth of each sub-layer's output to zero, at random, while it trains
-(Srivastava et al., 2014). Weights start from N(0, 0.02), the output layers of the 2L sub-layers smaller by sqrt(2L), so
-that their sum does not grow with depth (Radford et al., 2019). Embeddings start larger, those of the positions as
-sinusoids (Vaswani et al., 2017): smaller ones took longer to learn from. The learning rate rises at first, then falls
-to zero, and AdamW decays the weights of the linear layers; training/presets.py has these settings. While it generates a
-text, it keeps the keys and values of earlier characters, which do not change: computing them anew for every character
-would take a dozen times as long.
+What is new: the pre-norm rung with 250 times its parameters (6 layers, 6 heads, 384 channels, a context of 256), and
+what that size needs. A model of this size can memorise a million characters, so dropout sets a fifth of each sub-
+layer's output to zero, at random, while it trains (Srivastava et al., 2014). Weights start from N(0, 0.02), the output
+layers of the 2L sub-layers smaller by sqrt(2L), so that their sum does not grow with depth (Radford et al., 2019).
+Embeddings start larger, those of the positions as sinusoids (Vaswani et al., 2017): smaller ones took longer to learn
+from. The learning rate rises at first, then falls to zero, and AdamW decays the weights of the linear layers;
+training/presets.py has these settings. While it generates a text, it keeps the keys and values of earlier characters,
+which do not change: computing them anew for every character would take a dozen times as long.
 
 In the curve: everything before looks flat beside it. Its steps are not comparable, though: each reads 2,048 characters
 in place of 256, and takes a hundred times as long.

@@ -4,7 +4,7 @@ What is new: LayerNorm subtracts a vector's mean, divides by its standard deviat
 (Zhang & Sennrich, 2019) only divides by the root mean square, and scales. Without the shift, the biases of the linear
 layers go too, as in PaLM and LLaMA (Chowdhery et al., 2022; Touvron et al., 2023). The two are not taken apart here.
 
-In the curve: no difference that five seeds could show: the same loss from fewer parts.
+In the curve: no difference that two seeds show: the same loss from fewer parts.
 """
 
 import torch

@@ -6,7 +6,7 @@ a frequency of its own. The dot product of two rotated vectors depends on the di
 knows how far back a character is, not where it stands. What is learned at one position holds at every other, there is
 no table to learn, and a text can go on past the context without being computed anew.
 
-In the curve: the loss leaves the bigram's plateau much earlier, since the previous character is easier to find.
+In the curve: the loss leaves the bigram's much earlier, since the previous character is easier to find.
 """
 
 import torch

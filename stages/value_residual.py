@@ -4,7 +4,7 @@ What is new: the values that attention gathers are a mixture of the block's own 
 weights a block (value residual: Zhou et al., 2024). The first block's values depend on their own character alone;
 mixing them in lets deeper layers attend to it undiluted by what the residual stream has gathered since.
 
-In the curve: a gain that shows in several seeds only.
+In the curve: no difference that two seeds show at the laptop preset.
 """
 
 import torch

@@ -186,7 +186,7 @@ def test_flops_that_cannot_be_counted_are_a_dash(flags, parameters, replaced, wo
     if replaced:
         monkeypatch.setattr(*replaced)
     said = command(ladder_table, "--variants", "--loss-csv", log(rows))
-    assert cells(said)[label][-3] == "-" and "usage" not in said
+    assert cells(said)[label][-2] == "-" and "usage" not in said
     assert "`gpt --gone \\x1b`" in said and "\x1b" not in said  # what a log says is escaped
     assert any(line.startswith(f"no FLOPs of {label}: ") and words in line for line in said.splitlines())
 
