@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT
+from filelock import FileLock
 
 import bigram
 from data import load_corpus, read_log
@@ -98,9 +99,11 @@ def test_what_is_stopped_is_saved_and_resumed(tmp_path, text_file, usual_signals
         return sorted(read_log(log).groupby("run")["step"].max()) if log.exists() else []
 
     def saved() -> list[int]:
-        """The steps of those runs that were saved between two evaluations."""
-        partial = [load_checkpoint(path) for path in sorted((tmp_path / "runs").glob("*.partial.pt"))]
-        return [content["step"] for content in partial if content["step"] > content["evaluations"][-1]["step"]]
+        """The steps that both runs were saved at, once no process trains them any more."""
+        for path in (tmp_path / "runs").glob("*.lock"):
+            with FileLock(path, timeout=60):
+                pass
+        return [load_checkpoint(path)["step"] for path in sorted((tmp_path / "runs").glob("*.partial.pt"))]
 
     def start_and_stop(stop, beyond: int) -> tuple[str, str, int]:
         with subprocess.Popen(command, stdout=-1, stderr=-1, start_new_session=True, encoding="utf-8") as process:
@@ -115,8 +118,8 @@ def test_what_is_stopped_is_saved_and_resumed(tmp_path, text_file, usual_signals
 
     _, error, status = start_and_stop(lambda pid: os.kill(pid, signal.SIGKILL), 0)
     assert status == -signal.SIGKILL and "Traceback" not in error
-    while len(first := saved()) < 2:  # until the others have noticed
-        time.sleep(0.1)
+    first = saved()
+    assert len(first) == 2 and any(step % bigram.Config().eval_interval for step in first)  # not evaluations alone
     said, error, status = start_and_stop(lambda pid: os.killpg(pid, signal.SIGINT), max(first))
     assert "2 of 2 runs were stopped before; resuming them" in said
     assert status == 130 and "Traceback" not in error
