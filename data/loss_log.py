@@ -48,7 +48,7 @@ TAIL = 1 << 16  # bytes at the end of the file that hold the last line for certa
 class LossLog:
     """Appends whole rows to a CSV under a lock, so that any number of runs may share it.
 
-    The lock is the operating system's: it goes when its holder does, and a dead process blocks nobody.
+    The lock is the operating system's: it ends with the process that holds it, so a dead process blocks no other.
     """
 
     def __init__(self, path: Path):

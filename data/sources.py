@@ -58,7 +58,7 @@ def load_corpus(which: str = "auto", holdout: bool = False, *, data_dir: Path = 
 
 def _fetch(data_dir: Path, url: str) -> None:
     """Download to a temporary file, check the hash, and only then move it to its place; all of it pooch's work."""
-    import pooch  # here, for whoever has the text needs none of it
+    import pooch  # here: a user who has the text does not need it
 
     pooch.get_logger().setLevel("WARNING")  # the progress bar says enough
     fetcher = pooch.create(path=data_dir, base_url=url, registry={FILE: f"sha256:{SHA256}"}, retry_if_failed=RETRIES)
@@ -89,7 +89,7 @@ def _from_file(path: Path, holdout: bool) -> Corpus:
 
 
 def _printable(name: str) -> str:
-    """A file's name as text that any CSV and terminal can bear: undecodable bytes and control characters escaped."""
+    """A file's name as text for any CSV and terminal: undecodable bytes and control characters escaped."""
     name = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
 

@@ -23,7 +23,7 @@ from training.cli import errors_in_one_line, parse
 CONFIDENCE = 0.95
 POWER = 0.8  # of showing a difference that is there
 DIFFERENCE = 0.01  # in nats per character: about what one part of a large rung buys
-MOST_SEEDS = 1000  # more than that, nobody trains
+MOST_SEEDS = 1000  # the most that it is worth naming
 
 
 @dataclass(frozen=True)

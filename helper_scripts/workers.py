@@ -115,7 +115,7 @@ def _work(pipe: Connection, lifeline: Connection, threads: int | None) -> None:
             run = pipe.recv()
             idle.clear()
             result = _train(run, pipe)
-            idle.set()  # before the result is sent: whoever has it may let go at once
+            idle.set()  # before the result is sent: its receiver may end this process at once
             pipe.send(result)
 
 

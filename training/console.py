@@ -53,7 +53,7 @@ def say_how_long(config: TrainConfig, state: State, throughput: Throughput) -> N
 
 
 def progress_bar(rung: str, done: int, steps: int) -> tqdm:
-    # where nobody watches, in a file or a pipe, a line every few seconds is enough
+    # in a file or a pipe, where nobody watches, a line every few seconds is enough
     # and the rate is that of the whole run, since the evaluations to come take their time too
     pause = 0.1 if sys.stderr.isatty() else 5
     return tqdm(total=steps, initial=done, desc=rung, unit="step", mininterval=pause, smoothing=0)
