@@ -71,13 +71,14 @@ class FeedForward(nn.Module):
     def __init__(self, config):
         super().__init__()
         hidden = 8 * config.n_embd // 3  # three matrices of 8/3 C have the parameters of two of 4 C
-        self.up = nn.Linear(config.n_embd, 2 * hidden, bias=False)  # the gate and what it gates in one matmul
+        self.gate = nn.Linear(config.n_embd, hidden, bias=False)
+        self.up = nn.Linear(config.n_embd, hidden, bias=False)
         self.down = nn.Linear(hidden, config.n_embd, bias=False)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
-        gate, x = rearrange(self.up(x), "batch time (two hidden) -> two batch time hidden", two=2)  # (B, T, 8/3 C) each
-        return self.dropout(self.down(F.silu(gate) * x))  # (B, T, C)
+        x = F.silu(self.gate(x)) * self.up(x)  # (B, T, 8/3 C)
+        return self.dropout(self.down(x))  # (B, T, C)
 
 
 class ShortConv(nn.Module):
@@ -85,15 +86,16 @@ class ShortConv(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(4, config.n_embd))  # row: how many characters back; a weight a channel
-        nn.init.ones_(self.weight[0])  # at the start, each character by itself
+        self.conv = nn.Conv1d(config.n_embd, config.n_embd, kernel_size=4, groups=config.n_embd, bias=False)
+        nn.init.zeros_(self.conv.weight)  # (C, 1, 4): four weights a channel, the last one of the character itself
+        nn.init.ones_(self.conv.weight[..., -1])  # at the start, each character by itself
         self.cache = Cache(window=config.block_size + 3, dim=1)
 
     def forward(self, x):
         T = x.shape[1]
         (x,) = self.cache(x)  # (B, T, C), but while generating with the cached characters too
         x = F.pad(x, (0, 0, 3, 0))[:, -(T + 3) :]  # (B, 3 + T, C), zeros before the first character
-        return sum(weight * x[:, 3 - back : 3 - back + T] for back, weight in enumerate(self.weight))  # (B, T, C)
+        return self.conv(x.mT).mT  # (B, T, C) by way of (B, C, T), which Conv1d wants
 
 
 class Block(nn.Module):
@@ -126,12 +128,13 @@ def newton_schulz(x):
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above one
     for _ in range(5):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram @ gram
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + polynomial @ x
     return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for matrices; of a group's `stacked` ones, stored as one, each by itself."""
+    """Momentum, orthogonalised. A group's matrices have one shape; each may be several, `stacked` ones stored as one."""
 
     def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
@@ -139,16 +142,20 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
+            updates = []
             for matrix in group["params"]:
                 state = self.state[matrix]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-                update = matrix.grad.lerp(mean, group["momentum"])  # Nesterov momentum
-                update = newton_schulz(rearrange(update, "(n row) column -> n row column", n=group["stacked"]))
-                scale = 0.2 * max(update.shape[1:]) ** 0.5  # its root mean square is then 0.2, about AdamW's
+                updates.append(matrix.grad.lerp(mean, group["momentum"]))  # Nesterov momentum
+            n = group["stacked"]
+            updates = newton_schulz(rearrange(updates, "matrix (n row) column -> (matrix n) row column", n=n))
+            scale = 0.2 * max(updates.shape[1:]) ** 0.5  # their root mean square is then 0.2, about AdamW's
+            updates = rearrange(updates, "(matrix n) row column -> matrix (n row) column", n=n)
+            for matrix, update in zip(group["params"], updates, strict=True):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(rearrange(update, "n row column -> (n row) column"), alpha=-group["lr"] * scale)
+                matrix.add_(update, alpha=-group["lr"] * scale)
 
 
 class LanguageModel(nn.Module):
@@ -174,10 +181,11 @@ class LanguageModel(nn.Module):
 
     def optimizers(self, config):
         """Muon for the blocks' matrices, AdamW for all other weights."""
-        groups = [  # query, key and value are stacked in one matrix, and so are the gate and what it gates
-            {"params": [block.attention.qkv.weight for block in self.blocks], "stacked": 3},
-            {"params": [block.feed_forward.up.weight for block in self.blocks], "stacked": 2},
+        groups = [
+            {"params": [block.attention.qkv.weight for block in self.blocks], "stacked": 3},  # query, key and value
             {"params": [block.attention.proj.weight for block in self.blocks]},
+            {"params": [block.feed_forward.gate.weight for block in self.blocks]},
+            {"params": [block.feed_forward.up.weight for block in self.blocks]},
             {"params": [block.feed_forward.down.weight for block in self.blocks]},
         ]
         matrices = [matrix for group in groups for matrix in group["params"]]

@@ -71,13 +71,14 @@ class FeedForward(nn.Module):
     def __init__(self, config):
         super().__init__()
         hidden = 8 * config.n_embd // 3  # three matrices of 8/3 C have the parameters of two of 4 C
-        self.up = nn.Linear(config.n_embd, 2 * hidden, bias=False)  # the gate and what it gates in one matmul
+        self.gate = nn.Linear(config.n_embd, hidden, bias=False)
+        self.up = nn.Linear(config.n_embd, hidden, bias=False)
         self.down = nn.Linear(hidden, config.n_embd, bias=False)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
-        gate, x = rearrange(self.up(x), "batch time (two hidden) -> two batch time hidden", two=2)  # (B, T, 8/3 C) each
-        return self.dropout(self.down(F.silu(gate) * x))  # (B, T, C)
+        x = F.silu(self.gate(x)) * self.up(x)  # (B, T, 8/3 C)
+        return self.dropout(self.down(x))  # (B, T, C)
 
 
 class Block(nn.Module):

@@ -71,13 +71,14 @@ class FeedForward(nn.Module):
     def __init__(self, config):
         super().__init__()
         hidden = 8 * config.n_embd // 3  # three matrices of 8/3 C have the parameters of two of 4 C
-        self.up = nn.Linear(config.n_embd, 2 * hidden, bias=False)  # the gate and what it gates in one matmul
+        self.gate = nn.Linear(config.n_embd, hidden, bias=False)
+        self.up = nn.Linear(config.n_embd, hidden, bias=False)
         self.down = nn.Linear(hidden, config.n_embd, bias=False)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x):
-        gate, x = rearrange(self.up(x), "batch time (two hidden) -> two batch time hidden", two=2)  # (B, T, 8/3 C) each
-        return self.dropout(self.down(F.silu(gate) * x))  # (B, T, C)
+        x = F.silu(self.gate(x)) * self.up(x)  # (B, T, 8/3 C)
+        return self.dropout(self.down(x))  # (B, T, C)
 
 
 class Block(nn.Module):
@@ -108,12 +109,13 @@ def newton_schulz(x):
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above one
     for _ in range(5):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram @ gram
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + polynomial @ x
     return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for matrices; of a group's `stacked` ones, stored as one, each by itself."""
+    """Momentum, orthogonalised. A group's matrices have one shape; each may be several, `stacked` ones stored as one."""
 
     def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
@@ -121,16 +123,20 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
+            updates = []
             for matrix in group["params"]:
                 state = self.state[matrix]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-                update = matrix.grad.lerp(mean, group["momentum"])  # Nesterov momentum
-                update = newton_schulz(rearrange(update, "(n row) column -> n row column", n=group["stacked"]))
-                scale = 0.2 * max(update.shape[1:]) ** 0.5  # its root mean square is then 0.2, about AdamW's
+                updates.append(matrix.grad.lerp(mean, group["momentum"]))  # Nesterov momentum
+            n = group["stacked"]
+            updates = newton_schulz(rearrange(updates, "matrix (n row) column -> (matrix n) row column", n=n))
+            scale = 0.2 * max(updates.shape[1:]) ** 0.5  # their root mean square is then 0.2, about AdamW's
+            updates = rearrange(updates, "(matrix n) row column -> matrix (n row) column", n=n)
+            for matrix, update in zip(group["params"], updates, strict=True):
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(rearrange(update, "n row column -> (n row) column"), alpha=-group["lr"] * scale)
+                matrix.add_(update, alpha=-group["lr"] * scale)
 
 
 class LanguageModel(nn.Module):
@@ -156,10 +162,11 @@ class LanguageModel(nn.Module):
 
     def optimizers(self, config):
         """Muon for the blocks' matrices, AdamW for all other weights."""
-        groups = [  # query, key and value are stacked in one matrix, and so are the gate and what it gates
-            {"params": [block.attention.qkv.weight for block in self.blocks], "stacked": 3},
-            {"params": [block.feed_forward.up.weight for block in self.blocks], "stacked": 2},
+        groups = [
+            {"params": [block.attention.qkv.weight for block in self.blocks], "stacked": 3},  # query, key and value
             {"params": [block.attention.proj.weight for block in self.blocks]},
+            {"params": [block.feed_forward.gate.weight for block in self.blocks]},
+            {"params": [block.feed_forward.up.weight for block in self.blocks]},
             {"params": [block.feed_forward.down.weight for block in self.blocks]},
         ]
         matrices = [matrix for group in groups for matrix in group["params"]]

@@ -224,12 +224,12 @@ def llama_block(
         return pairs * np.exp(1j * position * 10_000.0 ** (-np.arange(0, d, 2) / d))
 
     def convolved(vectors, t, part):
-        kernel = weights.get(f"{part}.weight", np.ones((1, C)))
-        return sum(weight * vectors[t - back] for back, weight in enumerate(kernel) if back <= t)
+        kernel = weights.get(f"{part}.conv.weight", np.ones((C, 1, 1)))[:, 0]  # (C, 4), the last column of no step back
+        return sum(weight * vectors[t - back] for back, weight in enumerate(kernel.T[::-1]) if back <= t)
 
     d = C // H
     to_q, to_k, to_v = np.split(weights["attention.qkv.weight"], 3)
-    to_gate, to_up = np.split(weights["feed_forward.up.weight"], 2)
+    to_gate, to_up = weights["feed_forward.gate.weight"], weights["feed_forward.up.weight"]
     normed = [norm(vector, weights["norm1.weight"]) for vector in x]
     normed = [convolved(normed, t, "conv1") for t in range(T)]
     own_values = [to_v @ vector for vector in normed]
@@ -291,7 +291,7 @@ class MatmulDtypes(TorchDispatchMode):
         self.seen = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.baddbmm):
             self.seen.add(args[0].dtype)
         return func(*args, **(kwargs or {}))
 
@@ -328,7 +328,8 @@ def test_muon_has_the_blocks_matrices_and_adamw_the_rest(small):
         for optimizer in model.optimizers(small(muon))
     )
     names = {name for name, parameter in model.named_parameters() if id(parameter) in matrices}
-    ends = {"attention.qkv.weight", "attention.proj.weight", "feed_forward.up.weight", "feed_forward.down.weight"}
+    ends = {"attention.qkv.weight", "attention.proj.weight"}
+    ends |= {f"feed_forward.{name}.weight" for name in ("gate", "up", "down")}
     assert names == {f"blocks.{number}.{end}" for number in range(3) for end in ends}
     assert rest == {id(parameter) for parameter in model.parameters()} - matrices
 

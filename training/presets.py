@@ -42,7 +42,7 @@ PRESETS: dict[Preset, dict] = {
         "warmup_steps": 50,
         "eval_interval": 500,
         "n_embd": 160,
-        "n_head": 5,
+        "n_head": 2,
         "n_layer": 6,
         "dropout": 0.0,
     },
