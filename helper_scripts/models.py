@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bisect
 import importlib
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,17 @@ from training.state import State
 
 RUNGS = tuple(module.rpartition(".")[2] for module in LADDER)  # as the log names them: "residual", "gpt"
 LARGEST = {"n_layer": 1000, "n_head": 1000, "n_embd": 100_000, "block_size": 65_536}  # to build a model of
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds, as `load_model` returns it."""
+
+    path: Path
+    model: nn.Module  # in evaluation mode and on the CPU
+    config: TrainConfig
+    tokenizer: CharTokenizer
+    metadata: dict  # the run's name, its corpus and so on (training/record.py)
 
 
 def check_rungs(*names: str) -> None:
@@ -144,8 +156,24 @@ def training_flops(label: str, parameters: int) -> float:
         raise UserError(f"{type(error).__name__}: {one_line(error)}") from None
 
 
-def load_model(path: Path) -> tuple[nn.Module, TrainConfig, CharTokenizer]:
-    """A model from a checkpoint, in evaluation mode and on the CPU, its settings and its tokenizer.
+def load_models(runs_dir: Path, names: Sequence[str]) -> list[Trained]:
+    """The models that a user names, to be mixed; without a name, the latest (`find_checkpoint`).
+
+    Raises UserError also for one that is named twice, and for two with different alphabets.
+    """
+    paths = [find_checkpoint(runs_dir, name) for name in names or [""]]
+    for i, path in enumerate(paths):
+        if path.resolve() in (earlier.resolve() for earlier in paths[:i]):
+            raise UserError(f"{path} is named twice; of two runs of a rung, name the two checkpoints")
+    first, *others = models = [load_model(path) for path in paths]
+    for other in others:
+        if other.tokenizer.chars != first.tokenizer.chars:
+            raise UserError(f"{first.path} and {other.path} have different alphabets, and cannot be mixed")
+    return models
+
+
+def load_model(path: Path) -> Trained:
+    """The model of a checkpoint.
 
     Raises UserError for a file that is no checkpoint, or one of a rung that is not there, or is another by now.
     """
@@ -167,7 +195,7 @@ def load_model(path: Path) -> tuple[nn.Module, TrainConfig, CharTokenizer]:
         model.load_state_dict(content["weights"])
     except Exception as error:
         raise UserError(f"{path} does not fit {rung} as it is now: {one_line(error)}; train it again") from None
-    return model.eval(), config, tokenizer
+    return Trained(path, model.eval(), config, tokenizer, content["metadata"])
 
 
 def _check_sizes(config: TrainConfig, largest: dict[str, int]) -> None:

@@ -1,4 +1,6 @@
-"""Generate text with a trained model: a checkpoint, or the latest of a rung.
+"""Generate text with a trained model, or with several as one. A model is a checkpoint, or the latest of a rung.
+
+Of several models with the same alphabet, each character is drawn from the mean of their probabilities.
 
 The text appears as it is generated. Rungs 8 and up cache the keys and values of earlier characters; --no-cached
 recomputes them for every character, several times as slow. The text is the same, except past the context of rungs
@@ -17,7 +19,7 @@ import torch
 import tyro
 
 from data import UserError
-from helper_scripts.models import find_checkpoint, load_model
+from helper_scripts.models import load_models
 from training.cli import errors_in_one_line, parse
 from training.config import RUNS_DIR, check_ranges
 from training.device import choose_device
@@ -28,7 +30,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newlin
 
 @dataclass(frozen=True)
 class Options:
-    model: Annotated[str, tyro.conf.Positional] = ""  # a checkpoint or a rung; by default the latest checkpoint of all
+    models: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # checkpoints or rungs; none is the latest of all
     prompt: str = ""  # the text to continue; empty is a line break
     length: int = 400  # characters to add
     temperature: float = 1.0  # divides the logits; 0 takes the likeliest character
@@ -47,11 +49,11 @@ class Options:
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        model, config, tokenizer = load_model(find_checkpoint(options.runs_dir, options.model))
+        models, device = load_models(options.runs_dir, options.models), choose_device(options.device)
+        tokenizer = models[0].tokenizer
         new = stream(
-            model.to(choose_device(options.device)),
+            [(each.model.to(device), each.config.block_size) for each in models],
             encode_prompt(tokenizer, options.prompt),
-            config.block_size,
             temperature=options.temperature,
             top_k=options.top_k,
             generator=torch.Generator().manual_seed(options.seed),

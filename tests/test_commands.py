@@ -116,6 +116,8 @@ def shortened(command: str, folder: Path, text_file: Path, results_csv: Path, mo
         return [*words, "bigram", *corpus, "--seconds", "0.01", "--rounds", "0", "--text-mb", "1", "--device", "cpu"]
     if name == "sample":
         return [*words, "--runs-dir", str(models), "--device", "cpu", "--length", "9"]
+    if name == "mixture":
+        return [*words, "--runs-dir", str(models), "--device", "cpu"]
     assert name in ("plot_loss", "ladder_table", "compare", "controls") and "--write" not in words
     picture = ["--out", str(folder / "curves.png")] * (name == "plot_loss" and "--out" not in words)
     return [*words, "--loss-csv", str(results_csv), *picture]
@@ -133,9 +135,10 @@ def results_csv(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, text_file) -> Path:
-    """A folder with a checkpoint of gpt."""
+    """A folder with a checkpoint of gpt and one of modern."""
     folder = tmp_path_factory.mktemp("models")
-    train_here("gpt", folder, text_file)
+    for rung in ("gpt", "modern"):
+        train_here(rung, folder, text_file)
     return folder / "runs"
 
 

@@ -94,7 +94,7 @@ def test_what_is_cached_is_computed_once(small, prompt):
 def test_texts_that_are_generated_in_turn_do_not_meet(small, prompt):
     model = made(gpt, small)
     whole = [generate(model, start, 2 * T, T, temperature=0).tolist()[3:] for start in (prompt, prompt + 1)]
-    streams = [stream(model, start, T, temperature=0) for start in (prompt, prompt + 1)]
+    streams = [stream([(model, T)], start, temperature=0) for start in (prompt, prompt + 1)]
     logits = model(prompt[None])
     written = [(*map(next, streams), torch.equal(model(prompt[None]), logits)) for _ in range(2 * T)]
     assert written == list(zip(*whole, [True] * 2 * T, strict=True))

@@ -302,7 +302,8 @@ def checkpoint(tmp_path_factory, text_file):
 
 
 def test_a_model_comes_back_as_it_was_saved(checkpoint):
-    model, config, tokenizer = load_model(checkpoint)
+    loaded = load_model(checkpoint)
+    model, config, tokenizer = loaded.model, loaded.config, loaded.tokenizer
     saved = torch.load(checkpoint, weights_only=True)
     assert all(torch.equal(weights, saved["weights"][name]) for name, weights in model.state_dict().items())
     assert isinstance(model, stages.residual.LanguageModel) and not model.training

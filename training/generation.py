@@ -1,9 +1,10 @@
-"""Text from a model, a character at a time."""
+"""Text from a model, or from several as one, a character at a time."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +21,14 @@ def generate(model: nn.Module, idx: Tensor, length: int, block_size: int, **sett
     """
     was_training = model.training
     model.eval()
-    new = list(itertools.islice(stream(model, idx, block_size, **settings), length))
+    new = list(itertools.islice(stream([(model, block_size)], idx, **settings), length))
     model.train(was_training)
     return torch.cat([idx.cpu(), torch.tensor(new, dtype=torch.long)])
 
 
 def stream(
-    model: nn.Module,
+    models: Sequence[tuple[nn.Module, int]],
     idx: Tensor,
-    block_size: int,
     *,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -37,18 +37,27 @@ def stream(
 ) -> Iterator[int]:
     """The ids that continue `idx`, int64 (T,) with T >= 1, one after the other, without end.
 
-    The model has to be in evaluation mode.
-
+    models: each with its block size, in evaluation mode. Of several, ids are drawn from the mean of their
+    probabilities. Each sees its own context, and uses its own cache, as it would alone.
     temperature: divides the logits; 0 takes the likeliest id each time. top_k: draw among the k likeliest, 0 for all.
     generator: a CPU generator, which alone decides the draws: they are made on the CPU, where the same seed means the
     same draws whatever the model runs on. cached: let a model that has a `Cache` use it; the text is the same, but past
     the context only where that cache has no window of its own (see `_cached`).
     """
     text = idx.tolist()
-    cached = bool(cached and caches(model)) and shapes_may_grow(next(model.parameters()).device)
-    for logits in (_cached if cached else _recomputed)(model, text, block_size):
-        text.append(_draw(logits.float().cpu(), temperature, top_k, generator))
+    for logits in zip(*(_logits(*each, text, cached) for each in models), strict=True):
+        text.append(_draw(mix([each.float().cpu() for each in logits]), temperature, top_k, generator))
         yield text[-1]
+
+
+def mix(logits: Sequence[Tensor]) -> Tensor:
+    """Logits of several models, (..., V) each -> the logarithm of the mean of their probabilities, (..., V).
+
+    One model's logits stay as they are, to the bit.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack(list(logits)).log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
 
 
 def window_start(end: int, model: nn.Module, block_size: int) -> int:
@@ -75,9 +84,15 @@ def encode_prompt(tokenizer: CharTokenizer, prompt: str) -> Tensor:
         raise UserError(f"--prompt: {error}") from None
 
 
+def _logits(model: nn.Module, block_size: int, text: list[int], cached: bool) -> Iterator[Tensor]:
+    """Logits (V,) of what follows `text`, which grows by an id before the next are asked for."""
+    cached = bool(cached and caches(model)) and shapes_may_grow(next(model.parameters()).device)
+    return (_cached if cached else _recomputed)(model, text, block_size)
+
+
 @torch.no_grad()
 def _recomputed(model: nn.Module, text: list[int], block_size: int) -> Iterator[Tensor]:
-    """Logits (V,) of what follows `text`, which grows by an id before the next are asked for. All computed anew.
+    """Those logits, all computed anew.
 
     The model always sees (1, block_size) ids, filled up with zeros on the right: a causal model's logits at the last
     real id cannot see them, and a device that keeps memory for each new shape sees just one.
