@@ -31,6 +31,7 @@ from training.config import RUNS_DIR, config_hash
 from training.device import choose_device
 from training.presets import Preset
 from training.provenance import rung_code, shared_code
+from training.teachers import DEFAULT_TEACHER, default_teacher
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def main() -> None:
             print(f"{logged} of {len(configs)} runs are in the log already, of this very code; --again retrains them")
         if resumed := sum(run.config.resume for run in runs):
             print(f"{resumed} of {len(configs)} runs were stopped before; resuming them")
+        runs += missing_teachers(runs, corpus)
         if runs:
             with unbreakable_output():
                 failed += _train(runs, options.device)
@@ -128,6 +130,23 @@ def left_to_do(
     return sorted(runs, key=lambda run: -run.weight)
 
 
+def missing_teachers(runs: list[Run], corpus: Corpus) -> list[Run]:
+    """The runs whose models others of `runs` learn from, where they are not saved here, logged or not."""
+    chosen = {(run.rung, config_hash(run.config), run.config.seed) for run in runs}
+    teachers = [default_teacher(run.config) for run in runs if _learns_from_another(run)]
+    return [
+        Run(DEFAULT_TEACHER, teacher, weight=runs[0].weight)
+        for teacher in teachers
+        if not checkpoint_path(DEFAULT_TEACHER, teacher, corpus.sha256).exists()
+        and (DEFAULT_TEACHER, config_hash(teacher), teacher.seed) not in chosen
+    ]
+
+
+def _learns_from_another(run: Run) -> bool:
+    """Whether it needs the model of another run, one that it does not name itself."""
+    return getattr(run.config, "teachers", None) == ()
+
+
 def _is_logged(rung: str, config: TrainConfig, rows: pd.DataFrame, corpus: Corpus, code: dict[str, str]) -> bool:
     same = {"rung": rung, "seed": config.seed, "config": config_hash(config), "torch": str(torch.__version__)}
     same |= {"corpus_sha256": corpus.sha256[:12]} | code
@@ -178,7 +197,8 @@ def _train(runs: list[Run], device: str) -> list[str]:
                 failed.append(f"{run.name} failed: {result.error}")
             bar.write(f"{run.name}: {result.error or f'validation loss {result.val_loss:.4f}'}")
 
-        train_all(runs, jobs, progress, finished)
+        for learning in (False, True):  # models to learn from come first
+            train_all([run for run in runs if _learns_from_another(run) == learning], jobs, progress, finished)
     print(*warnings, sep="\n", end="\n" if warnings else "")
     return failed
 

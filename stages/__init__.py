@@ -18,4 +18,6 @@ LADDER = (
     "stages.modern",
     # beside the ladder: each names the rung that it is compared with as AFTER
     "stages.previous_token",
+    "stages.averaging",
+    "stages.distillation",
 )

@@ -113,7 +113,7 @@ def newton_schulz(x):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised. A group's matrices have one shape; each may be several, `stacked` ones stored as one."""
+    """Momentum, orthogonalised. All matrices of a group have one shape, and each may be `stacked` ones."""
 
     def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})

@@ -38,10 +38,12 @@ def definitions(source: str) -> dict[str, str]:
     """
     lines, found = source.splitlines(), {}
 
+    def extent(node):
+        return range(min(part.lineno for part in (node, *node.decorator_list)), node.end_lineno + 1)
+
     def text(node, leave_out=()):
-        first = min([node.lineno] + [decorator.lineno for decorator in node.decorator_list])
-        gone = {line for inner in leave_out for line in range(inner.lineno, inner.end_lineno + 1)}
-        return "\n".join(lines[n - 1] for n in range(first, node.end_lineno + 1) if n not in gone).rstrip()
+        gone = {line for inner in leave_out for line in extent(inner)}
+        return "\n".join(lines[n - 1] for n in extent(node) if n not in gone).rstrip()
 
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -91,8 +92,16 @@ def check_ranges(options: object) -> None:
 
 
 def settings(config: TrainConfig) -> dict:
-    """The settings that shape a run's result."""
-    return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in NOT_HASHED}
+    """The settings that shape a run's result, as plain values."""
+    names = [field.name for field in fields(config) if field.name not in NOT_HASHED]
+    return {name: _plain(getattr(config, name)) for name in names}
+
+
+def _plain(value):
+    """A checkpoint as its rung, corpus and settings, so that runs that learn from seeds 0 and 1 count as equal."""
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return re.sub(r"-seed\d+", "", value.stem) if isinstance(value, Path) else value
 
 
 def config_hash(config: TrainConfig) -> str:
@@ -104,27 +113,24 @@ def changed_flags(config: TrainConfig) -> str:
     """The preset, and the settings that differ from it and shape the result, as they would be typed."""
     start, plain = config.from_preset(getattr(config, "preset", None)), type(config)()
     preset = ["--preset", config.preset] if settings(start) != settings(plain) else []
-    return " ".join(preset + _differing(config, start, settings(config)))
+    return " ".join(preset + _differing(settings(config), settings(start)))
 
 
 def all_flags(config: TrainConfig) -> list[str]:
     """The preset, and every setting that differs from it, word for word as it would be typed."""
     preset = getattr(config, "preset", None)
-    names = [field.name for field in fields(config) if field.name != "preset"]
-    return (["--preset", preset] if preset else []) + _differing(config, config.from_preset(preset), names)
+    chosen, start = vars(config) | {"preset": None}, vars(config.from_preset(preset)) | {"preset": None}
+    return (["--preset", preset] if preset else []) + _differing(chosen, start)
 
 
-def _differing(config: TrainConfig, start: TrainConfig, names) -> list[str]:
-    return [
-        word
-        for name in names
-        if getattr(config, name) != getattr(start, name)
-        for word in _flag(name, getattr(config, name))
-    ]
+def _differing(chosen: dict, start: dict) -> list[str]:
+    return [word for name, value in chosen.items() if value != start[name] for word in _flag(name, value)]
 
 
 def _flag(name: str, value) -> list[str]:
     typed = name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{typed}" if value else f"--no-{typed}"]
+    if isinstance(value, tuple | list):
+        return [f"--{typed}", *map(str, value)]
     return [f"--{typed}={value}"] if str(value).startswith("-") else [f"--{typed}", str(value)]

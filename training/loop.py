@@ -12,6 +12,7 @@ from training.device import micro_batch, synchronize
 from training.divergence import check_finite
 from training.dropout import seed_dropout
 from training.evaluate import summed_loss
+from training.hooks import after_update, loss_of
 from training.schedule import learning_rate
 from training.state import Evaluation, State
 from training.update import apply_update, compute_gradients
@@ -37,11 +38,13 @@ def train(
         idx, targets = map(ranks.shard, batch)  # (B, T)
         seed_dropout(device, config.seed, step, ranks.rank())
         model.zero_grad(set_to_none=True)
-        loss = compute_gradients(state.forward, idx, targets, precision, micro_batch(device, config.block_size))
+        at_once = micro_batch(device, config.block_size)
+        loss = compute_gradients(state.forward, idx, targets, precision, at_once, loss_of(model))
         due = (step + 1) % config.eval_interval == 0 or step + 1 == config.steps
         if due or device.type != "cuda":  # on CUDA, looking at every loss would make the CPU wait for each step
             check_finite(loss, step)
         apply_update(state.optimizers, learning_rate(step, config), device, precision)
+        after_update(model)
         state.step = step + 1
         if due:
             synchronize(device)

@@ -63,7 +63,7 @@ def _differences(content: dict, config: TrainConfig, here: dict) -> list[str]:
         if there[key] != here[key]
     ]
     return found + [
-        f"{name.replace('_', '-')} {content['config'].get(name)}, here {value}"
+        f"{name.replace('_', '-')} {content['settings'].get(name)}, here {value}"
         for name, value in settings(config).items()
-        if content["config"].get(name) != value
+        if content["settings"].get(name) != value
     ]

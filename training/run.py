@@ -1,4 +1,4 @@
-"""A rung's command: prepare, plan, train, report."""
+"""A rung's command: set up, plan, train, report."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.device import choose_device, choose_precision, compile_pays
 from training.device_check import check_device
 from training.generation import encode_prompt, generate
+from training.hooks import prepare
 from training.interrupt import Stop, stop_on_signals
 from training.loop import train
 from training.record import Record, check_outputs
@@ -47,7 +48,7 @@ def train_rung(
     started = time.perf_counter()
     script, device = Path(inspect.getfile(language_model)), choose_device(config.device)
     with ranks.process_group(device), unbreakable_output():
-        corpus, model, precision = prepare(language_model, config, device)
+        corpus, model, precision = set_up(language_model, config, device)
         console.say_what_starts(script, corpus, config, count_parameters(model), precision)
 
         config, throughput, compiled = plan(model, corpus, config, precision, started)
@@ -76,9 +77,7 @@ def train_rung(
         return state.evaluations[-1]
 
 
-def prepare(
-    language_model: type[nn.Module], config: TrainConfig, device: torch.device
-) -> tuple[Corpus, nn.Module, str]:
+def set_up(language_model: type[nn.Module], config: TrainConfig, device: torch.device) -> tuple[Corpus, nn.Module, str]:
     """The corpus and the untrained model on `device`, and the precision. Raises UserError for what cannot be."""
     if device.index is not None:  # one GPU of several is then meant wherever none is named, as by dropout's seed
         torch.cuda.set_device(device)
@@ -98,7 +97,9 @@ def prepare(
 def build_model(language_model: type[nn.Module], corpus: Corpus, config: TrainConfig) -> nn.Module:
     """The model with the initial weights of the seed, on the device that `corpus` is on."""
     torch.manual_seed(config.seed)
-    return language_model(corpus.tokenizer.vocab_size, config).to(corpus.train.device)
+    model = language_model(corpus.tokenizer.vocab_size, config).to(corpus.train.device)
+    prepare(model, config, corpus)
+    return model
 
 
 def plan(

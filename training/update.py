@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable
 
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim import Optimizer
+
+from training.hooks import Loss, cross_entropy
 
 
 def autocast(device: torch.device, precision: str):
@@ -18,21 +18,25 @@ def autocast(device: torch.device, precision: str):
 
 
 def compute_gradients(
-    forward: Callable[[Tensor], Tensor], idx: Tensor, targets: Tensor, precision: str, micro_batch: int
+    forward: Callable[[Tensor], Tensor],
+    idx: Tensor,
+    targets: Tensor,
+    precision: str,
+    micro_batch: int,
+    loss_of: Loss = cross_entropy,
 ) -> Tensor:
     """Add the gradients of a batch's mean loss to the weights of `forward`; returns that loss, a scalar.
 
-    idx, targets: int64 (B, T). micro_batch: how many sequences to run forward and backward at a time; it limits memory
-    and changes nothing else. A DistributedDataParallel `forward` averages gradients over its processes, once a batch.
+    idx, targets: int64 (B, T). loss_of: logits (B, T, V), targets, idx -> their mean loss. micro_batch: how many
+    sequences to run forward and backward at a time; it limits memory and changes nothing else. A
+    DistributedDataParallel `forward` averages gradients over its processes, once a batch.
     """
     loss = torch.zeros((), device=idx.device)
     parts = list(zip(idx.split(micro_batch), targets.split(micro_batch), strict=True))
     for number, (x, y) in enumerate(parts, start=1):
         not_yet = number < len(parts) and hasattr(forward, "no_sync")
         with forward.no_sync() if not_yet else contextlib.nullcontext(), autocast(x.device, precision):
-            logits = forward(x)  # (b, T, V)
-        part = F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(y, "b t -> (b t)"))
-        part = part * (len(x) / len(idx))
+            part = loss_of(forward(x), y, x) * (len(x) / len(idx))
         part.backward()
         loss += part.detach()
     return loss

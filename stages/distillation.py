@@ -1,0 +1,232 @@
+"""Beside rung 15, distillation: a loss against a trained model's probabilities as well as against the text.
+
+What is new: the loss. Half of it is the text's, as before: the character that came next. The other half is against the
+probabilities that trained models, the teachers, give to every character that could have come (Hinton et al., 2015). The
+text says that a "d" followed; a teacher says how likely an "s" would have been, which is true of many places. A model
+of the teacher's own size ends below it (Furlanello et al., 2018), and it may read the text more often before it
+memorises it. The teachers train first, on the train split alone: modern.py with the same settings and seed, unless
+--teachers names others. Their time comes on top.
+
+In the curve: TODO
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import nn
+from torch.nn import functional as F
+
+from training import ScaledConfig, run
+from training.cache import Cache
+from training.dropout import Dropout
+from training.optimizers import adamw
+from training.teachers import load_teachers
+
+LESSON = ("Config", "LanguageModel.prepare", "LanguageModel.loss")  # what differs from modern.py
+AFTER = "stages.modern"
+
+
+@dataclass(frozen=True)
+class Config(ScaledConfig):
+    teachers: tuple[Path, ...] = ()  # checkpoints of models to learn from; none is modern's of the same settings
+    teacher_share: float = 0.5  # of the loss, against the teachers' probabilities; the rest is against the text
+
+
+def rotary_angles(block_size, d):
+    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
+
+
+def apply_rotary(x, cos, sin):
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), T last used."""
+    a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
+    cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
+
+
+class SelfAttention(nn.Module):
+    """Each position takes a weighted mean of the values up to its own: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=False)  # query, key and value in one matmul
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=False)  # mixes the heads' results
+        self.q_norm = nn.RMSNorm(config.n_embd // config.n_head)
+        self.k_norm = nn.RMSNorm(config.n_embd // config.n_head)
+        self.value_lambdas = nn.Parameter(torch.tensor([0.5, 0.5]))  # weights of the first block's values and its own
+        self.dropout = Dropout(config.dropout)
+        self.cache = Cache(window=config.block_size)
+
+    def forward(self, x, first_values, mask, cos, sin):
+        # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
+        q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
+        first_values = v if first_values is None else first_values  # (B, H, T, D), None in the first block itself
+        v = self.value_lambdas[0] * first_values + self.value_lambdas[1] * v
+        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; in fp32 like its gains
+        k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
+        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # scores now depend on distances alone
+        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
+        weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
+        x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
+        return self.dropout(self.proj(x)), first_values  # (B, T, C), (B, H, T, D)
+
+
+class FeedForward(nn.Module):
+    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden = 8 * config.n_embd // 3  # three matrices of 8/3 C have the parameters of two of 4 C
+        self.gate = nn.Linear(config.n_embd, hidden, bias=False)
+        self.up = nn.Linear(config.n_embd, hidden, bias=False)
+        self.down = nn.Linear(hidden, config.n_embd, bias=False)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x):
+        x = F.silu(self.gate(x)) * self.up(x)  # (B, T, 8/3 C)
+        return self.dropout(self.down(x))  # (B, T, C)
+
+
+class ShortConv(nn.Module):
+    """Each channel becomes a weighted sum of itself and of the three characters before: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.conv = nn.Conv1d(config.n_embd, config.n_embd, kernel_size=4, groups=config.n_embd, bias=False)
+        nn.init.zeros_(self.conv.weight)  # (C, 1, 4): four weights a channel, the last one of the character itself
+        nn.init.ones_(self.conv.weight[..., -1])  # at the start, each character by itself
+        self.cache = Cache(window=config.block_size + 3, dim=1)
+
+    def forward(self, x):
+        T = x.shape[1]
+        (x,) = self.cache(x)  # (B, T, C), but while generating with the cached characters too
+        x = F.pad(x, (0, 0, 3, 0))[:, -(T + 3) :]  # (B, 3 + T, C), zeros before the first character
+        return self.conv(x.mT).mT  # (B, T, C) by way of (B, C, T), which Conv1d wants
+
+
+class Block(nn.Module):
+    """Communication, then computation: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.feed_forward = FeedForward(config)
+        self.norm1 = nn.RMSNorm(config.n_embd)
+        self.norm2 = nn.RMSNorm(config.n_embd)
+        self.conv1 = ShortConv(config)
+        self.conv2 = ShortConv(config)
+
+    def forward(self, x, first_values, mask, cos, sin):
+        attended, first_values = self.attention(self.conv1(self.norm1(x)), first_values, mask, cos, sin)
+        x = x + attended
+        x = x + self.feed_forward(self.conv2(self.norm2(x)))
+        return x, first_values
+
+
+def newton_schulz(x):
+    """Matrices x (N, R, C) with singular values of 0.68 to 1.20 and the same singular vectors (Jordan et al., 2024).
+
+    Each iteration applies a s + b s^3 + c s^5 to every singular value s; those below 1/500 of x's norm stay smaller.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x  # x @ x.mT is then the smaller of the two Gram matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above one
+    for _ in range(5):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram @ gram
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + polynomial @ x
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised. All matrices of a group have one shape, and each may be `stacked` ones."""
+
+    def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            updates = []
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                mean = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+                updates.append(matrix.grad.lerp(mean, group["momentum"]))  # Nesterov momentum
+            n = group["stacked"]
+            updates = newton_schulz(rearrange(updates, "matrix (n row) column -> (matrix n) row column", n=n))
+            scale = 0.2 * max(updates.shape[1:]) ** 0.5  # their root mean square is then 0.2, about AdamW's
+            updates = rearrange(updates, "(matrix n) row column -> matrix (n row) column", n=n)
+            for matrix, update in zip(group["params"], updates, strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(update, alpha=-group["lr"] * scale)
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, vocab_size, config):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = nn.RMSNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, vocab_size, bias=False)
+        causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)
+        self.register_buffer("causal_mask", causal_mask, persistent=False)  # row: query; column: key, -inf if later
+        angles = rotary_angles(config.block_size, config.n_embd // config.n_head)
+        self.register_buffer("rotary", torch.stack([angles.cos(), angles.sin()]), persistent=False)  # (2, T, D / 2)
+        self.init_weights(config)
+
+    def init_weights(self, config):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                is_output = name.endswith(("proj", "down"))  # of a sub-layer, added to the residual stream
+                nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
+
+    def prepare(self, config, corpus):
+        """Called before training. In a plain list: the teachers are no part of the model, nor of its checkpoint."""
+        self.teachers = load_teachers(LanguageModel, config.teachers, config, corpus)
+        self.teacher_share = config.teacher_share
+
+    def loss(self, logits, targets, idx):
+        """What training minimises: logits (B, T, V); targets, idx int64 (B, T) -> a scalar, in nats per character."""
+        with torch.no_grad():
+            expected = torch.stack([teacher(idx).float().softmax(dim=-1) for teacher in self.teachers]).mean(dim=0)
+        logits = rearrange(logits.float(), "batch time v -> (batch time) v")
+        from_text = F.cross_entropy(logits, rearrange(targets, "batch time -> (batch time)"))
+        from_teachers = F.cross_entropy(logits, rearrange(expected, "batch time v -> (batch time) v"))
+        return (1 - self.teacher_share) * from_text + self.teacher_share * from_teachers
+
+    def optimizers(self, config):
+        """Muon for the blocks' matrices, AdamW for all other weights."""
+        groups = [
+            {"params": [block.attention.qkv.weight for block in self.blocks], "stacked": 3},  # query, key and value
+            {"params": [block.attention.proj.weight for block in self.blocks]},
+            {"params": [block.feed_forward.gate.weight for block in self.blocks]},
+            {"params": [block.feed_forward.up.weight for block in self.blocks]},
+            {"params": [block.feed_forward.down.weight for block in self.blocks]},
+        ]
+        matrices = [matrix for group in groups for matrix in group["params"]]
+        return [Muon(groups, weight_decay=config.weight_decay), adamw(self, config, exclude=matrices)]
+
+    def forward(self, idx):
+        """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""
+        past = self.blocks[0].attention.cache.length  # cached positions while generating, otherwise 0
+        S = min(past + idx.shape[1], len(self.causal_mask))  # what no longer fits into the context leaves the cache
+        mask, (cos, sin) = self.causal_mask[:S, :S][-idx.shape[1] :], self.rotary[:, :S]  # (T, S), (S, D / 2) each
+        x = self.dropout(self.token_embedding(idx))  # (B, T, C)
+        first_values = None
+        for block in self.blocks:
+            x, first_values = block(x, first_values, mask, cos, sin)  # (B, T, C), (B, H, T, D)
+        x = self.final_norm(x)  # (B, T, C)
+        return self.lm_head(x)  # (B, T, V)
+
+
+if __name__ == "__main__":
+    run(LanguageModel, Config)

@@ -1,0 +1,169 @@
+"""What a rung may bring besides its forward pass: averaged weights, and a loss against trained models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import rung_id as name
+
+from data import UserError, load_corpus, read_log
+from helper_scripts import run_ladder
+from stages import averaging, distillation, modern
+from training import train_rung
+from training.checkpoint import checkpoint_path, load_checkpoint
+from training.evaluate import exact_loss
+from training.loop import train
+from training.run import build_model
+from training.state import State
+
+STEPS = 12
+
+
+def weights_of(model) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def trained(module, corpus, config) -> tuple[torch.nn.Module, list[list[torch.Tensor]], list]:
+    """The model, its weights after each update, and the evaluations."""
+    model, weights = build_model(module.LanguageModel, corpus, config), []
+
+    def steps():
+        for step in range(config.steps):
+            yield step
+            weights.append(weights_of(model))
+
+    return model, weights, list(train(State.at_start(model, config), corpus, config, "fp32", steps()))
+
+
+def test_evaluations_see_the_average_and_training_does_not(corpus, small):
+    settings = {"steps": STEPS, "eval_interval": STEPS, "learning_rate": 0.01}
+    plain, weights, _ = trained(modern, corpus, small(modern, **settings))
+    model, same, (_, last) = trained(averaging, corpus, small(averaging, **settings))
+    for one, two in zip(weights, same, strict=True):
+        assert all(map(torch.equal, one, two))
+
+    shares = [math.comb(k + 8, 9) for k in range(1, STEPS + 1)]  # about k to the ninth power
+    means = [sum(s * w.double() for s, w in zip(shares, each, strict=True)) / sum(shares) for each in zip(*weights)]  # noqa: B905
+    for parameter, mean in zip(model.eval().parameters(), means, strict=True):
+        torch.testing.assert_close(parameter.detach(), mean.float(), rtol=1e-5, atol=1e-6)
+    for parameter, mean in zip(plain.parameters(), means, strict=True):
+        parameter.data.copy_(mean)
+    assert last.val_loss == pytest.approx(exact_loss(plain, corpus.val, 8), abs=1e-6)
+    assert all(map(torch.equal, weights_of(model.train()), weights[-1]))
+
+
+@pytest.fixture
+def places(tmp_path, text_file) -> dict:
+    return {"corpus": str(text_file), "loss_csv": tmp_path / "log.csv", "runs_dir": tmp_path, "sample_length": 0}
+
+
+@pytest.fixture
+def teacher(small, places):
+    """The checkpoint of a trained modern rung, and its settings."""
+    config = small(modern, steps=STEPS, eval_interval=STEPS, learning_rate=0.01, device="cpu", **places)
+    train_rung(modern.LanguageModel, config)
+    return checkpoint_path("modern", config, load_corpus(config.corpus).sha256), config
+
+
+def student(config, **given) -> distillation.Config:
+    return distillation.Config(**{**vars(config), **given})
+
+
+def test_the_loss_is_against_the_text_and_the_teachers_mean_probabilities(teacher, places):
+    path, config = teacher
+    train_rung(modern.LanguageModel, replace(config, seed=1))
+    other = path.with_name(path.name.replace("seed0", "seed1"))
+    corpus = load_corpus(config.corpus)
+    share = 0.3
+    model = build_model(
+        distillation.LanguageModel, corpus, student(config, teachers=(path, other), teacher_share=share, seed=5)
+    )
+    idx, targets = corpus.batch(0, 0, 4, 8)
+    with torch.no_grad():
+        ours = model.loss(model(idx), targets, idx).item()
+
+    def log_probabilities(model):
+        logits = model.eval()(idx).detach().double().numpy()
+        return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+    plain = modern.LanguageModel(corpus.tokenizer.vocab_size, config)
+    expected = 0
+    for file in (path, other):
+        plain.load_state_dict(load_checkpoint(file)["weights"])
+        expected = expected + np.exp(log_probabilities(plain)) / 2
+    plain.load_state_dict(model.state_dict())  # the teachers are no part of the student
+    found = log_probabilities(plain)
+    from_text = -np.take_along_axis(found, targets.numpy()[..., None], axis=-1).mean()
+    from_teachers = -(expected * found).sum(axis=-1).mean()
+    assert ours == pytest.approx((1 - share) * from_text + share * from_teachers, abs=1e-5)
+    assert abs(from_text - from_teachers) > 1e-3
+
+
+def test_without_a_share_the_run_is_moderns_and_with_one_it_is_not(teacher, places):
+    path, config = teacher
+    corpus = load_corpus(config.corpus)
+    plain, _, losses = trained(modern, corpus, config)
+    for share, equal in ((0.0, True), (0.5, False)):
+        model, _, theirs = trained(distillation, corpus, student(config, teachers=(path,), teacher_share=share))
+        assert all(map(torch.equal, weights_of(model), weights_of(plain))) is equal
+        assert ([each.val_loss for each in theirs] == [each.val_loss for each in losses]) is equal
+
+
+def test_teachers_are_found_by_settings_and_seed_and_are_logged_without_the_seed(teacher, places):
+    path, config = teacher
+    named = train_rung(distillation.LanguageModel, student(config, teachers=(path,)))
+    found = train_rung(distillation.LanguageModel, student(config))
+    assert found.val_loss == named.val_loss
+    seeds = read_log(config.loss_csv).query("rung == 'distillation' and step > 0")["flags"]
+    assert f"--teachers modern-{path.stem.split('-', 2)[2]}" in seeds.iloc[0]  # without the seed, so that seeds average
+    assert "--teachers" not in seeds.iloc[1]
+
+
+def test_a_teacher_that_will_not_do_is_refused_in_one_line(teacher, places, tmp_path):
+    path, config = teacher
+    with pytest.raises(UserError, match=r"first run python stages/modern.py .*--seed 7.* --teachers"):
+        train_rung(distillation.LanguageModel, student(config, seed=7))
+    with pytest.raises(UserError, match="another text or split"):  # it has seen what is held out
+        train_rung(distillation.LanguageModel, student(config, teachers=(path,), holdout=True))
+    averaged = replace(config, seed=3)
+    train_rung(averaging.LanguageModel, averaging.Config(**vars(averaged)))
+    (file,) = tmp_path.glob("averaging-seed3-*.pt")
+    with pytest.raises(UserError, match="not a model of this architecture"):
+        train_rung(distillation.LanguageModel, student(config, teachers=(file,)))
+    with pytest.raises(UserError, match="use --block-size 8"):
+        train_rung(distillation.LanguageModel, student(config, teachers=(path,), block_size=9))
+
+
+def test_run_ladder_trains_a_teacher_that_is_missing_first(tmp_path, text_file, command):
+    words = ["distillation --n-embd 32 --n-layer 1 --block-size 8", "--preset", "laptop", "--steps", "4", "--corpus"]
+    words += [text_file, "--device", "cpu", "--loss-csv", tmp_path / "log.csv", "--runs-dir", tmp_path]
+    said = command(run_ladder, *words, "--out", tmp_path / "curves.svg")
+    log = read_log(tmp_path / "log.csv")
+    assert list(log["rung"].unique()) == ["modern", "distillation"]
+    assert "| `distillation" in said and "of 1 runs are in the log" not in said
+
+
+@pytest.mark.parametrize("module", [averaging, distillation], ids=name)
+def test_a_stopped_run_goes_on_to_the_same_weights(module, teacher, places, tmp_path):
+    """A second process-like start: everything is read from the checkpoint, averages and teachers included."""
+    path, config = teacher
+    given = {"teachers": (path,)} if module is distillation else {}
+    config = module.Config(**{**vars(config), **given, "eval_interval": 5})
+    whole = train_rung(module.LanguageModel, config)
+    there = tmp_path / "stopped"
+    config = replace(config, runs_dir=there)
+
+    class Stop(Exception):
+        pass
+
+    def stop(evaluation):
+        if evaluation.step == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_rung(module.LanguageModel, config, stop)
+    assert train_rung(module.LanguageModel, replace(config, resume=True)).val_loss == whole.val_loss
