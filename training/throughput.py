@@ -20,7 +20,6 @@ from training.loop import train, train_piece
 from training.state import State
 
 TRIAL_SECONDS = 0.5  # of the steps that are timed, about
-TRIAL_STEPS = 2  # as many steps of the run itself count as much as the trial does
 TRIAL_TOKENS = 1024  # to evaluate
 TRIAL_RATE = 1e-3  # the learning rate at most: a rate so high that the loss explodes is for the run itself to tell
 
@@ -41,10 +40,9 @@ class Throughput:
     def observed(self, steps: int, training: float, evaluation: float) -> Throughput:
         """What is known once `steps` steps of the run have taken `training` seconds, and its first evaluation so many.
 
-        A few steps tell little, so the trial counts too.
+        Of a step or two, the trial tells more.
         """
-        step = (TRIAL_STEPS * self.step + training) / (TRIAL_STEPS + steps)
-        return replace(self, step=step, evaluation=evaluation)
+        return replace(self, step=training / steps if steps > 2 else self.step, evaluation=evaluation)
 
 
 def epochs(config: TrainConfig, corpus: Corpus) -> float:
