@@ -9,11 +9,14 @@ import math
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from filelock import FileLock
 
 from data.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOSS_CSV = Path(__file__).resolve().parent / "loss_gpt_pd.csv"
 
@@ -23,7 +26,7 @@ COLUMNS = {
     "seed": int,
     "step": int,  # updates done when this row was measured
     "steps": int,  # updates the run is to do in all
-    "train_loss": float,  # nats per character on the start of the train split, as long as the validation split, exact
+    "train_loss": float,  # nats per character on the start of the train split, a quarter as long as the other
     "val_loss": float,  # nats per character on the validation split, exact
     "tokens": int,  # characters trained on so far, repeats counted
     "seconds": float,  # spent training so far, evaluations not counted
@@ -127,6 +130,8 @@ def read_log(path: Path) -> pd.DataFrame:
 
     A row that is there twice, as after two logs were merged, counts once.
     """
+    import pandas as pd  # here, for a run need not wait for it
+
     path = Path(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:  # Excel's "CSV UTF-8" begins with a byte-order mark

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import requests
 import torch
 
 from data.corpus import Corpus
@@ -44,7 +43,7 @@ def load_corpus(which: str = "auto", holdout: bool = False, *, data_dir: Path = 
     if not path.exists():
         try:
             _fetch(data_dir, url)
-        except (requests.RequestException, OSError, ValueError) as reason:  # ValueError: the hash did not match
+        except (OSError, ValueError) as reason:  # ValueError: the hash did not match
             first_line = (str(reason).splitlines() or [""])[0]
             print(
                 f"WARNING: Tiny Shakespeare could not be fetched ({type(reason).__name__}: {first_line:.120})\n"

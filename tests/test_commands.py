@@ -41,7 +41,7 @@ README, RUNNING = PAGES[ROOT / "README.md"], PAGES[ROOT / "docs" / "running.md"]
 
 
 @pytest.fixture(autouse=True)
-def three_steps_are_timed(monkeypatch):
+def two_steps_are_timed(monkeypatch):
     """Before a run, however fast they are."""
     monkeypatch.setattr("training.throughput.TRIAL_SECONDS", 0)
 

@@ -14,7 +14,7 @@ import gpt
 from data import UserError
 from stages import modern, pre_norm
 from training.device_check import check_device
-from training.run import prepare
+from training.run import set_up
 
 
 class Corruption(TorchFunctionMode):
@@ -116,7 +116,7 @@ def test_a_run_on_another_device_is_checked_unless_told_not_to(tmp_path, text_fi
     monkeypatch.setattr(sys.modules["training.run"], "check_device", refuse)
     places = {"corpus": str(text_file), "runs_dir": tmp_path, "loss_csv": tmp_path / "log.csv"}
     model, config, other = pre_norm.LanguageModel, pre_norm.Config(**places), torch.device("meta")
-    prepare(model, config, torch.device("cpu"))  # which needs no check
+    set_up(model, config, torch.device("cpu"))  # which needs no check
     with pytest.raises(UserError, match="fails its check"):
-        prepare(model, config, other)
-    prepare(model, replace(config, skip_device_check=True), other)
+        set_up(model, config, other)
+    set_up(model, replace(config, skip_device_check=True), other)

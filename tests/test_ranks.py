@@ -17,17 +17,17 @@ from data import UserError, read_log
 from training import run
 from training.checkpoint import load_checkpoint
 from training.device import choose_device
-from training.run import prepare
+from training.run import set_up
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
 # batches of 96 sequences of 64, so that a rank's 48 are more than a CPU takes at once: parts of unequal size
 SETTINGS = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "64", "--batch-size", "96"]
-SETTINGS += ["--dropout", "0", "--eval-interval", "7", "--learning-rate", "1e-2", "--sample-length", "20"]
+SETTINGS += ["--dropout", "0", "--eval-interval", "8", "--learning-rate", "1e-2", "--sample-length", "20"]
 
 # The second process is half as fast as the first. It gets a signal in step 7; then the run goes on to its end.
 RUN = """
-import contextlib, re, signal, sys
+import contextlib, signal, sys, time
 import torch
 import gpt
 from data import Corpus, read_log
@@ -35,8 +35,13 @@ from training import ranks, run
 from training.throughput import Throughput
 own_speed = Throughput(20.0 * (1 + ranks.rank()), evaluation=1.0, sample=1.0)
 sys.modules["training.run"].measure_throughput = lambda *_: own_speed
-batch = Corpus.batch
+seconds, batch = [0.0], Corpus.batch
+def clock():
+    seconds[0] += 0.001
+    return seconds[0]
+time.perf_counter = clock
 def interrupted(corpus, seed, step, *sizes):
+    seconds[0] += own_speed.step
     if STOP and step == 6 and ranks.rank() == 1:
         signal.raise_signal(signal.SIGTERM)
     return batch(corpus, seed, step, *sizes)
@@ -51,7 +56,8 @@ with ranks.process_group(torch.device("cpu")):  # a process joins one, once
         if stop.code < 128:
             raise
     STOP = False
-    run(gpt.LanguageModel, gpt.Config, [*flags, "--steps", str(read_log(log)["steps"][0]), "--resume"])
+    settled = ["--steps", str(read_log(log)["steps"][0]), "--warmup-steps", "1"]
+    run(gpt.LanguageModel, gpt.Config, [*flags, *settled, "--resume"])
 """
 
 
@@ -67,7 +73,7 @@ def test_two_ranks_plan_minutes_once_stop_together_and_train_as_one_process_does
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
-    for line in ("step      7", "validation loss", "logged in"):
+    for line in ("step      8", "validation loss", "logged in"):
         assert done.stdout.count(line) == 1  # rank 0 alone speaks
     advice = re.search("stopped after step 7 of .*, saved; to go on: torchrun --nproc-per-node=2 (.*)", done.stderr)[1]
     flags = [flag for flag in shlex.split(advice)[1:] if flag != "--resume"]
@@ -102,7 +108,7 @@ def test_a_batch_that_does_not_divide_is_an_error(as_rank, tmp_path):
     as_rank(1, 2)
     config = gpt.Config(batch_size=7, loss_csv=tmp_path / "log.csv", runs_dir=tmp_path / "runs")
     with pytest.raises(UserError, match="--batch-size 7 is not divisible by 2 processes; use --batch-size 6"):
-        prepare(gpt.LanguageModel, config, torch.device("cpu"))
+        set_up(gpt.LanguageModel, config, torch.device("cpu"))
 
 
 def test_each_process_has_a_gpu_of_its_own_and_none_is_on_mps(as_rank, monkeypatch):

@@ -32,7 +32,19 @@ FLAGS = [
     [],
     ["--n-layer", "3", "--holdout", "--learning-rate", "1e-05", "--schedule", "constant", "--sampling", "random"],
     ["--steps", "7350", "--dropout", "0.0", "--minutes", "2.5", "--weight-decay", "0"],
-    ["--prompt=-- to be", "--seed", "7", "--top-k", "3", "--corpus", "a b.txt", "--loss-csv", "x.csv"],
+    [
+        "--prompt=-- to be",
+        "--seed",
+        "7",
+        "--top-k",
+        "3",
+        "--threads",
+        "2",
+        "--corpus",
+        "a b.txt",
+        "--loss-csv",
+        "x.csv",
+    ],
 ]
 
 
@@ -70,6 +82,7 @@ BAD = [
     ["--device", "abacus", "--device abacus is not known"],
     ["--preset", "huge", "huge"],
     ["--stepz", "3", "Unrecognized options: --stepz, 3; --help lists the flags"],
+    ["--threads", "0", "--threads is 0; it has to be auto, or 1 or more"],
     ["--minutes", "1", "--resume", "--resume needs the steps"],
     ["--corpus", "no/such/file.txt", "file.txt"],
     ["--corpus", "EMPTY", "is empty"],

@@ -1,23 +1,32 @@
 """Planning a run: how fast it goes, the steps and the dropout for given minutes, what is told of its length."""
 
+import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from conftest import rung_id
 
 import gpt
-from data import UserError, read_log
+from data import Corpus, UserError, read_log
 from stages import modern, residual
 from training import TrainConfig, console, run
 from training.cli import parse
 from training.config import config_hash
+from training.evaluate import summed_loss
 from training.loop import train
+from training.minutes import beginning, rough_plan, settle, with_dropout_for_its_epochs
+from training.schedule import learning_rate
 from training.state import State
-from training.throughput import Throughput, measure_throughput, with_dropout_for_its_epochs
+from training.throughput import Throughput, measure_throughput
 
 
 def flags(folder, text_file) -> list[str]:
@@ -25,17 +34,39 @@ def flags(folder, text_file) -> list[str]:
     return [*places, "--sample-length", "1", "--device", "cpu"]
 
 
-def test_steps_for_ten_minutes_by_hand():
+def test_a_plan_for_ten_minutes_by_hand(corpus):
     throughput = Throughput(step=1.0, evaluation=20.0, sample=10.0)
-    fitted = throughput.fit(TrainConfig(eval_interval=250), 600)
-    # a twentieth of 600 s is one evaluation of 20 s; with the first, the last and the sample, 530 s are left to train
-    assert (fitted.steps, fitted.eval_interval) == (530, 265)
-    assert throughput.seconds(fitted) == 600 and throughput.seconds(fitted, done=265) == 265 + 40 + 10
+    plan = rough_plan(TrainConfig(eval_interval=250, warmup_steps=50, schedule="linear"), throughput, 600, corpus)
+    assert (plan.steps, plan.warmup_steps, plan.eval_interval) == (550, 27, 250)  # a 20th of the steps to warm up
+    # the beginning has taken 28 s and its evaluation 20. A twentieth of 552 s is one evaluation of 20 s; with it, the
+    # last and the sample, 502 s are left
+    settled = settle(plan, throughput, 552, beginning(plan))
+    assert (beginning(plan), settled.steps, settled.eval_interval) == (28, 530, 265)
+    assert throughput.seconds(settled) == 600 and throughput.seconds(settled, done=265) == 265 + 40 + 10
+    # without an evaluation between the first and the last, its time goes to steps
+    assert settle(replace(plan, eval_interval=2000), throughput, 552, 28).steps == 28 + 522
 
 
-def test_too_little_time_is_said():
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+@pytest.mark.parametrize("warmup_steps", [0, 7, 200])
+@pytest.mark.parametrize("speed", [0.5, 1.0, 1.6, 10.0])
+def test_the_beginning_is_that_of_the_run_that_is_settled(schedule, warmup_steps, speed, corpus):
+    """Whether steps are faster or slower than planned, or so slow that there is no time left."""
+    config = gpt.Config(schedule=schedule, warmup_steps=warmup_steps, eval_interval=10)
+    plan = rough_plan(config, Throughput(1.0, 1.0, 1.0), 600, corpus)
+    done = beginning(plan)
+    settled = settle(plan, Throughput(speed, 1.0, 1.0), 600 - done * speed, done)
+    assert settled.steps > done and settled.eval_interval > done
+    assert done >= (29 if schedule == "constant" else 1 + min(warmup_steps, 29))
+    for step in range(done):
+        assert learning_rate(step, settled) == learning_rate(step, plan)
+    again = replace(config, steps=settled.steps, warmup_steps=settled.warmup_steps)
+    assert [learning_rate(step, again) for step in range(100)] == [learning_rate(step, settled) for step in range(100)]
+
+
+def test_too_little_time_is_said(corpus):
     with pytest.raises(UserError, match=r"--minutes 0\.5 leaves no time.* 49 s here"):  # 3 s have gone before
-        Throughput(step=1, evaluation=20, sample=5).fit(TrainConfig(minutes=0.5), 27)
+        rough_plan(TrainConfig(minutes=0.5), Throughput(step=1, evaluation=20, sample=5), 27, corpus)
 
 
 @pytest.mark.parametrize("rung", [gpt, modern], ids=rung_id)
@@ -54,23 +85,74 @@ def test_measuring_changes_nothing_of_what_follows(rung, corpus, small):
     assert all(torch.equal(a, b) for a, b in zip(trained(True), trained(False), strict=True))
 
 
-def test_a_run_of_minutes_is_the_run_of_as_many_steps(tmp_path, text_file, monkeypatch, capsys):
-    # an hour a step, so that the seconds that have really gone by cost none
-    monkeypatch.setattr(sys.modules["training.run"], "measure_throughput", lambda *_, **__: Throughput(3600, 60, 0))
-    sizes = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "8", "--batch-size", "256"]
-    run(gpt.LanguageModel, gpt.Config, [*flags(tmp_path, text_file), *sizes, "--minutes", "1190"])
+@pytest.fixture
+def clock(monkeypatch):
+    """The seconds by a clock that goes by 10 a step and by 30 a split that is evaluated. A trial says 20 and 100."""
+    now, batch, evaluate = [0.0], Corpus.batch, summed_loss
+
+    def takes(seconds: float, call):
+        def slow(*args):
+            now[0] += seconds
+            return call(*args)
+
+        return slow
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(Corpus, "batch", takes(10.0, batch))
+    monkeypatch.setattr(sys.modules["training.loop"], "summed_loss", takes(30.0, evaluate))
+    monkeypatch.setattr(sys.modules["training.run"], "measure_throughput", lambda *_, **__: Throughput(20, 100, 0))
+    return now
+
+
+SIZES = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "8", "--batch-size", "16"]
+SAME = ["step", "steps", "train_loss", "val_loss", "tokens", "flags", "config"]
+
+
+def in_another_process(command: str, folder) -> pd.DataFrame:
+    """The rows that a command, as it is printed, adds to the log in `folder`; this process's are taken away."""
+    (folder / "log.csv").rename(folder / "first.csv")
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    words = [sys.executable, *shlex.split(command)[1:]]
+    done = subprocess.run(words, env=os.environ | threads, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    return read_log(folder / "log.csv")
+
+
+def test_a_run_of_minutes_takes_them_and_its_command_repeats_it_exactly(tmp_path, text_file, clock, capsys):
+    run(gpt.LanguageModel, gpt.Config, [*flags(tmp_path, text_file), *SIZES, "--minutes", "100"])
     said = capsys.readouterr().out
-    command = shlex.split(re.search("to repeat this run: (.*)", said)[1])[2:]
-    config = parse(gpt.Config, "", command)
-    assert config.steps == 18  # 19.8 hours, of which a twentieth is kept for evaluations
-    assert (config.minutes, config.dropout) == (0.0, 0.1)  # 7 epochs
-    assert "minutes, not 1190: the machine was faster" in said
-    run(gpt.LanguageModel, gpt.Config, command)
-    rows = read_log(tmp_path / "log.csv")
-    assert set(rows["config"]) == {config_hash(config)} and rows["run"].nunique() == 2
-    one, other = (rows[rows["run"] == name] for name in rows["run"].unique())
-    same = ["step", "steps", "train_loss", "val_loss", "tokens", "flags"]
-    assert one[same].values.tolist() == other[same].values.tolist()
+    assert 0.95 * 6000 < clock[0] <= 6000  # though the steps went twice as fast as in the trial
+    assert "the machine was" not in said
+    command = re.search("to repeat this run: (.*)", said)[1]
+    config = parse(gpt.Config, "", shlex.split(command)[2:])
+    assert (config.minutes, config.warmup_steps) == (0.0, 14)  # 290 steps were planned
+    assert config.steps == (6000 - 2 * 60) // 10 and "--threads" not in command
+    rows, again = read_log(tmp_path / "log.csv"), in_another_process(command, tmp_path)
+    assert again[SAME].values.tolist() == rows[SAME].values.tolist()
+    assert rows["step"].tolist() == [0, config.steps] and config_hash(config) == rows["config"][0]
+    assert rows["val_loss"][0] - rows["val_loss"][1] > 0.5  # there was something to get wrong
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_a_run_stopped_before_its_steps_are_settled_is_saved_and_goes_on(
+    tmp_path, text_file, clock, monkeypatch, capsys
+):
+    batch = Corpus.batch
+
+    def interrupted(corpus, seed, step, *sizes):
+        if step == 5:
+            signal.raise_signal(signal.SIGINT)
+        return batch(corpus, seed, step, *sizes)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(Corpus, "batch", interrupted)
+        run(gpt.LanguageModel, gpt.Config, [*flags(tmp_path, text_file), *SIZES, "--minutes", "100"])
+    said = capsys.readouterr()
+    (line,) = [line for line in said.err.splitlines() if "to go on" in line]
+    assert "stopped after step 6 of 588, saved; to go on: " in line  # in the warm-up, which has 14
+    resumed = in_another_process(line.partition("to go on: ")[2], tmp_path)
+    alone = in_another_process(re.search("to repeat this run: (.*)", said.out)[1], tmp_path)
+    assert resumed[SAME].values.tolist() == alone[SAME].values.tolist()
 
 
 def test_dropout_goes_by_epochs(corpus):

@@ -16,8 +16,8 @@ RUNS_DIR = Path(__file__).resolve().parent.parent / "runs"
 
 # Settings that do not shape the result, or that have a column of their own in the log. All others make up its `config`.
 NOT_HASHED = frozenset(
-    {"seed", "minutes", "preset", "eval_interval", "device", "precision", "corpus", "loss_csv", "runs_dir"}
-    | {"resume", "skip_device_check", "prompt", "sample_length", "temperature", "top_k"}
+    {"seed", "minutes", "preset", "eval_interval", "device", "threads", "precision", "corpus", "loss_csv"}
+    | {"runs_dir", "resume", "skip_device_check", "prompt", "sample_length", "temperature", "top_k"}
 )
 
 # What the project's own settings have to be. A rung's own fields are the rung's to check.
@@ -27,6 +27,7 @@ RULES = {
     "a finite number above 0": {"learning_rate"},
     "a finite number, 0 or more": {"minutes", "weight_decay", "temperature"},
     "at least 0 and below 1": {"beta2", "dropout"},
+    "auto, or 1 or more": {"threads"},
 }
 HOLDS = {
     "1 or more": lambda value: 1 <= value < 2**63,
@@ -34,6 +35,7 @@ HOLDS = {
     "a finite number above 0": lambda value: 0 < value < math.inf,
     "a finite number, 0 or more": lambda value: 0 <= value < math.inf,
     "at least 0 and below 1": lambda value: 0 <= value < 1,
+    "auto, or 1 or more": lambda value: value == "auto" or 1 <= value < 2**31,
 }
 
 
@@ -55,6 +57,7 @@ class TrainConfig:
     sampling: Literal["random", "epoch"] = "random"  # windows drawn at random, or each once an epoch, shuffled
     eval_interval: int = 500  # steps from one evaluation to the next
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    threads: int | Literal["auto"] = "auto"  # of the CPU; auto takes the fastest number; last digits depend on it
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the matmuls; auto takes the faster one
     corpus: str = "auto"  # a UTF-8 text file; auto is Tiny Shakespeare, pydoc the offline text
     loss_csv: Path = LOSS_CSV  # the log that each evaluation is appended to

@@ -17,7 +17,7 @@ from training.state import Evaluation, State
 from training.throughput import Throughput, epochs
 
 LONG = 120  # seconds; a run that takes longer says so before it starts
-OFF = 0.1  # of the minutes that were asked for; a run that is off by more says why
+OFF = 0.05  # of the minutes that were asked for; a run that is off by more says why
 
 
 def say_what_starts(script: Path, corpus: Corpus, config: TrainConfig, parameters: int, precision: str) -> None:
@@ -31,10 +31,23 @@ def say_what_starts(script: Path, corpus: Corpus, config: TrainConfig, parameter
     )
 
 
-def say_what_was_chosen(script: Path, config: TrainConfig, corpus: Corpus) -> None:
+def say_what_is_planned(plan: TrainConfig) -> None:
+    """Before the beginning of a run of given minutes."""
+    print(
+        f"about {plan.steps:,} steps of {plan.batch_size} x {plan.block_size} characters; "
+        "the first are timed, to settle how many; before them, the untrained loss",
+        flush=True,
+    )
+
+
+def say_what_was_settled(script: Path, config: TrainConfig, corpus: Corpus) -> None:
     """What --minutes chose, as the command that repeats the run."""
     repeat = as_typed(script, replace(config, minutes=0.0))
-    print(f"{config.minutes:g} minutes are {epochs(config, corpus):.1f} epochs here; to repeat this run: {repeat}")
+    print(
+        f"{config.minutes:g} minutes are {config.steps:,} steps here, {epochs(config, corpus):.1f} epochs; "
+        f"to repeat this run: {repeat}",
+        flush=True,
+    )
 
 
 def say_how_long(config: TrainConfig, state: State, throughput: Throughput) -> None:
@@ -90,6 +103,6 @@ def report(sample: str, config: TrainConfig, state: State, record: Record, secon
     if config.minutes and abs(off) > max(OFF * 60 * config.minutes, 2 * step):  # as close as whole steps come
         change = "faster" if off > 0 else "slower"
         print(
-            f"this took {seconds / 60:.1f} minutes, not {config.minutes:g}: the machine was {change} than while its "
-            f"steps were timed; at this speed, --steps {max(1, config.steps + int(off / step))} fills them"
+            f"this took {seconds / 60:.2f} minutes, not {config.minutes:g}: the machine was {change} than while its "
+            f"first steps were timed; at this speed, --steps {max(1, config.steps + int(off / step))} fills them"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 
+from torch import Tensor
+
 from data import Corpus
 from training import ranks
 from training.config import TrainConfig
@@ -16,6 +18,8 @@ from training.hooks import after_update, loss_of
 from training.schedule import learning_rate
 from training.state import Evaluation, State
 from training.update import apply_update, compute_gradients
+
+TRAIN_PIECE = 4  # the train loss is of a piece as long as a quarter of the validation split
 
 
 def train(
@@ -56,12 +60,17 @@ def train(
 
 
 def evaluate(state: State, corpus: Corpus, config: TrainConfig) -> Evaluation:
-    """Both exact losses: of the whole validation split, and of as long a piece from the start of the train split."""
+    """Both losses, exact: of the whole validation split, and of a piece of the train split."""
 
     def loss(ids):
         part = summed_loss(state.model, ids, config.block_size, ranks.rank(), ranks.world_size())
         return ranks.all_reduce_sum(part) / (len(ids) - 1)
 
-    train_loss, val_loss = loss(corpus.train[: len(corpus.val)]), loss(corpus.val)
+    train_loss, val_loss = loss(train_piece(corpus)), loss(corpus.val)
     state.evaluations.append(Evaluation(state.step, train_loss, val_loss, state.seconds))
     return state.evaluations[-1]
+
+
+def train_piece(corpus: Corpus) -> Tensor:
+    """The start of the train split, a quarter as long as the validation split: ids (n,), n >= 2."""
+    return corpus.train[: max(2, len(corpus.val) // TRAIN_PIECE)]

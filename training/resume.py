@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data import UserError
-from training.checkpoint import load_checkpoint
+from training.checkpoint import checkpoint_path, load_checkpoint
 from training.config import TrainConfig, settings
 from training.state import Evaluation, State
 
@@ -45,6 +45,12 @@ def resume(path: Path, state: State, config: TrainConfig, metadata: dict) -> dic
             f"--resume: {path} does not fit this code: {reason}; leave out --resume to start anew"
         ) from None
     return content["metadata"]
+
+
+def threads_before(rung: str, config: TrainConfig, sha256: str) -> int | None:
+    """The number of threads of the run that `config` goes on with. None where there is none."""
+    paths = [checkpoint_path(rung, config, sha256, finished=finished) for finished in (False, True)]
+    return next((load_checkpoint(path)["metadata"]["threads"] for path in paths if path.exists()), None)
 
 
 def what_differs(there: dict, here: dict) -> list[str]:

@@ -7,6 +7,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,9 +24,12 @@ from training.generation import encode_prompt, generate
 from training.hooks import prepare
 from training.interrupt import Stop, stop_on_signals
 from training.loop import train
+from training.minutes import beginning, rough_plan, settle
 from training.record import Record, check_outputs
+from training.resume import threads_before
 from training.state import Evaluation, State
-from training.throughput import Throughput, measure_throughput, with_dropout_for_its_epochs
+from training.threads import threads_are_free, threads_put_back, with_fastest_threads
+from training.throughput import Throughput, measure_throughput
 
 OnEvaluation = Callable[[Evaluation], None]
 
@@ -34,33 +38,47 @@ def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: S
     """What `python RUNG.py` does: read the flags, train, log, save, sample."""
     with errors_in_one_line():
         module = sys.modules[language_model.__module__]
-        train_rung(language_model, parse(config_type, description=inspect.getdoc(module), args=args))
+        started = time.perf_counter()
+        if args is None:  # as typed: until here the process has done nothing but import, for so many seconds
+            started -= time.process_time()
+        config = parse(config_type, description=inspect.getdoc(module), args=args)
+        train_rung(language_model, config, started=started)
 
 
 def train_rung(
-    language_model: type[nn.Module], config: TrainConfig, on_evaluation: OnEvaluation | None = None
+    language_model: type[nn.Module],
+    config: TrainConfig,
+    on_evaluation: OnEvaluation | None = None,
+    started: float | None = None,
 ) -> Evaluation:
     """Train one rung as `config` says; returns the last evaluation.
 
-    What cannot be done as asked is raised as UserError before training starts. A run that a signal ends is saved, and
-    then raises SystemExit.
+    started: when its minutes began, by time.perf_counter; now, if it is left out. What cannot be done as asked is
+    raised as UserError before training starts. A run that a signal ends is saved, and then raises SystemExit.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     script, device = Path(inspect.getfile(language_model)), choose_device(config.device)
-    with ranks.process_group(device), unbreakable_output():
+    with ranks.process_group(device), unbreakable_output(), threads_put_back():
         corpus, model, precision = set_up(language_model, config, device)
+        config, throughput = choose_threads(model, corpus, config, precision, script.stem)
         console.say_what_starts(script, corpus, config, count_parameters(model), precision)
-
-        config, throughput, compiled = plan(model, corpus, config, precision, started)
+        throughput, compiled = choose_compile(model, corpus, config, precision, throughput)
         if config.minutes:
-            model = build_model(language_model, corpus, config)  # with the dropout that the plan chose
-            console.say_what_was_chosen(script, config, corpus)
+            config = plan(corpus, config, throughput, started)
+            model = build_model(language_model, corpus, config)  # with the dropout of the plan
         state = State.at_start(model, config, compiled=compiled)
 
-        with contextlib.closing(Record(script, config, corpus, count_parameters(model), precision)) as record:
-            record.open(state)
-            console.say_how_long(config, state, throughput)
-            with stop_on_signals() as stop:
+        with stop_on_signals() as stop:
+            if config.minutes:
+                config = begin(state, corpus, config, precision, throughput, started, script, stop)
+            with contextlib.closing(Record(script, config, corpus, count_parameters(model), precision)) as record:
+                record.open(state)
+                if config.minutes:  # the run has begun, and can be saved now that its steps are settled
+                    record.save_and_log(state)
+                    if on_evaluation:
+                        on_evaluation(state.evaluations[0])
+                else:
+                    console.say_how_long(config, state, throughput)
                 with console.progress_bar(script.stem, state.step, config.steps) as bar:
                     steps = steps_until(stop, state.step, config.steps, bar)
                     for evaluation in train(state, corpus, config, record.precision, steps):
@@ -102,28 +120,71 @@ def build_model(language_model: type[nn.Module], corpus: Corpus, config: TrainCo
     return model
 
 
-def plan(
-    model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, started: float
-) -> tuple[TrainConfig, Throughput, bool]:
-    """`config` with steps and dropout for its minutes, if it has any; how fast it will go; whether to compile.
+def choose_threads(
+    model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, rung: str
+) -> tuple[TrainConfig, Throughput]:
+    """`config` with its number of threads, where that is not what torch takes by itself, and how fast it goes then."""
 
-    started: when the minutes began. Every rank measures, rank 0 decides. `model` is left as it is.
-    """
-    throughput = measure_throughput(model, corpus, config, precision)
-    compiled = compile_pays(corpus.train.device, 60 * config.minutes or throughput.seconds(config))
-    if compiled:
-        print("compiling, which takes a minute", flush=True)
-        try:
-            throughput = measure_throughput(model, corpus, config, precision, compiled=True)
-        except torch._dynamo.exc.TorchDynamoException as error:  # without a C compiler, say
-            print(f"WARNING: compiling failed ({type(error).__name__}); going on without it, slower", file=sys.stderr)
-            compiled = False
-    if config.minutes:
-        if ranks.rank() == 0:
-            config = throughput.fit(config, 60 * config.minutes - (time.perf_counter() - started))
-            config = with_dropout_for_its_epochs(config, corpus)
-        config = ranks.broadcast(config)
-    return config, throughput, compiled
+    def measure() -> Throughput:
+        return measure_throughput(model, corpus, config, precision)
+
+    if config.threads != "auto":
+        torch.set_num_threads(config.threads)
+    elif threads_are_free(corpus.train.device):
+        if not config.resume:
+            every, throughput = torch.get_num_threads(), with_fastest_threads(measure, config)
+            chosen = torch.get_num_threads()
+            return (config if chosen == every else replace(config, threads=chosen)), throughput
+        if before := threads_before(rung, config, corpus.sha256):
+            torch.set_num_threads(before)
+    return config, measure()
+
+
+def choose_compile(
+    model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, throughput: Throughput
+) -> tuple[Throughput, bool]:
+    """How fast a run goes, and whether it is compiled. throughput: without."""
+    if not compile_pays(corpus.train.device, 60 * config.minutes or throughput.seconds(config)):
+        return throughput, False
+    print("compiling, which takes a minute", flush=True)
+    try:
+        return measure_throughput(model, corpus, config, precision, compiled=True), True
+    except torch._dynamo.exc.TorchDynamoException as error:  # without a C compiler, say
+        print(f"WARNING: compiling failed ({type(error).__name__}); going on without it, slower", file=sys.stderr)
+        return throughput, False
+
+
+def plan(corpus: Corpus, config: TrainConfig, throughput: Throughput, started: float) -> TrainConfig:
+    """The rough plan of a run of given minutes: rank 0's, on every rank."""
+    if ranks.rank() == 0:
+        config = rough_plan(config, throughput, 60 * config.minutes - (time.perf_counter() - started), corpus)
+    return ranks.broadcast(config)
+
+
+def begin(
+    state: State,
+    corpus: Corpus,
+    plan: TrainConfig,
+    precision: str,
+    throughput: Throughput,
+    started: float,
+    script: Path,
+    stop: Stop,
+) -> TrainConfig:
+    """Train the beginning of the planned run, and settle its steps by the time that took: rank 0's, on every rank."""
+    console.say_what_is_planned(plan)
+    began = time.perf_counter()
+    with console.progress_bar(script.stem, 0, plan.steps) as bar:
+        unevaluated = replace(plan, eval_interval=plan.steps)
+        for evaluation in train(state, corpus, unevaluated, precision, steps_until(stop, 0, beginning(plan), bar)):
+            console.show_evaluation(evaluation, bar)
+            evaluated = time.perf_counter()
+        bar.leave = False  # another goes on from here
+    now = time.perf_counter()
+    throughput = throughput.observed(state.step, now - evaluated, evaluated - began)
+    config = ranks.broadcast(settle(plan, throughput, 60 * plan.minutes - (now - started), state.step))
+    console.say_what_was_settled(script, config, corpus)
+    return config
 
 
 def steps_until(stop: Stop, done: int, steps: int, bar: tqdm) -> Iterator[int]:

@@ -1,0 +1,69 @@
+"""Fitting a run into given minutes: a rough plan, the run's beginning, and then its number of steps.
+
+The learning rate of the beginning is the same for any number of steps (training/schedule.py). So the beginning is
+trained for real, by a rough plan, and timed. Then the number of steps is settled. The run is the one that --steps with
+that number gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from data import Corpus, UserError
+from training.config import TrainConfig
+from training.throughput import Throughput, epochs
+
+EVALUATIONS_SHARE = 0.05  # of the time, for evaluations between the first and the last
+BEGINNING_SHARE = 20  # the beginning is at most a 20th of the planned steps
+WARMUP_SHARE = 10  # the schedule allows a warm-up of a 10th of the steps: the plan may have twice too many
+
+# The dropout of a run of given minutes, by how many epochs it has at least: what is read more often is memorised more.
+DROPOUT_BY_EPOCHS = ((0, 0.0), (5, 0.1), (10, 0.2))
+
+
+def rough_plan(config: TrainConfig, throughput: Throughput, seconds: float, corpus: Corpus) -> TrainConfig:
+    """`config` with what has to be known before the first step: here the warm-up and the dropout.
+
+    Its steps are those that `seconds` allow by `throughput`, which is rough. Whatever else depends on the speed and
+    shapes the model or its beginning belongs here too. Raises UserError where there is no time for a step.
+    """
+    steps = int((seconds - throughput.sample - 2 * throughput.evaluation) / throughput.step)
+    if steps < 1:
+        needed = 60 * config.minutes - seconds + throughput.sample + 2 * throughput.evaluation + throughput.step
+        raise UserError(
+            f"--minutes {config.minutes:g} leaves no time for a step; start-up, two evaluations, a sample and "
+            f"a step take {needed:.0f} s here: give it more, or use a smaller --batch-size or model"
+        )
+    config = replace(config, steps=steps, warmup_steps=min(config.warmup_steps, steps // BEGINNING_SHARE))
+    return with_dropout_for_its_epochs(config, corpus)
+
+
+def beginning(plan: TrainConfig) -> int:
+    """How many steps of `plan` are the same for every number of steps that `settle` may choose."""
+    steps = plan.warmup_steps + 1 if plan.schedule == "linear" else plan.steps // BEGINNING_SHARE
+    return min(steps, plan.steps - 1)
+
+
+def settle(plan: TrainConfig, throughput: Throughput, seconds: float, done: int) -> TrainConfig:
+    """`plan` with its number of steps: the `done` ones of the beginning, and those that `seconds` still allow.
+
+    Evaluations and sample are accounted for. Evaluations before the last are spread out until they take no more than a
+    twentieth of the time; none is due in the beginning.
+    """
+    between = int(EVALUATIONS_SHARE * seconds / throughput.evaluation)
+    while True:
+        more = int((seconds - throughput.sample - (1 + between) * throughput.evaluation) / throughput.step)
+        steps = max(done + more, done + 1, WARMUP_SHARE * plan.warmup_steps)
+        interval = max(plan.eval_interval, done + 1, -(-steps // (between + 1)))
+        fewer = (steps - 1) // interval
+        if fewer == between:
+            return replace(plan, steps=steps, eval_interval=interval)
+        between = fewer  # the rest of the time for evaluations goes to steps
+
+
+def with_dropout_for_its_epochs(config: TrainConfig, corpus: Corpus) -> TrainConfig:
+    """`config` with the dropout that its epochs want, where it has one and none was given."""
+    start = config.from_preset(getattr(config, "preset", None))
+    if not hasattr(config, "dropout") or config.dropout != start.dropout:
+        return config
+    return replace(config, dropout=max(p for least, p in DROPOUT_BY_EPOCHS if epochs(config, corpus) >= least))

@@ -1,0 +1,50 @@
+"""How many threads of the CPU a run uses. Beside another busy process fewer can be several times as fast."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+import torch
+
+from training import ranks
+from training.config import TrainConfig
+from training.throughput import Throughput
+
+WORTH_TIMING = 60  # seconds; a shorter run takes the threads that torch does
+FASTER = 0.9  # of the time with more threads: what is gained by less may be chance
+
+
+@contextlib.contextmanager
+def threads_put_back() -> Iterator[None]:
+    """After what is inside, torch has as many threads as before: other runs may follow in this process."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_are_free(device: torch.device) -> bool:
+    """Whether a run on `device` may choose their number: neither the environment nor torchrun has."""
+    return device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and not ranks.launched()
+
+
+def with_fastest_threads(measure: Callable[[], Throughput], config: TrainConfig) -> Throughput:
+    """What `measure` says with all, half or one of torch's threads, whichever steps fastest; torch has these then.
+
+    Half and one are tried in a run long enough for it, and as long as fewer are faster.
+    """
+    every, best = torch.get_num_threads(), measure()
+    chosen = every
+    if (60 * config.minutes or best.seconds(config)) < WORTH_TIMING:
+        return best
+    for threads in sorted({every // 2, 1} - {0, every}, reverse=True):
+        torch.set_num_threads(threads)
+        throughput = measure()
+        if throughput.step > FASTER * best.step:
+            break
+        best, chosen = throughput, threads
+    torch.set_num_threads(chosen)
+    return best
