@@ -73,7 +73,7 @@ def student(config, **given) -> distillation.Config:
     return distillation.Config(**{**vars(config), **given})
 
 
-def test_the_loss_is_against_the_text_and_the_teachers_mean_probabilities(teacher, places):
+def test_the_loss_is_against_the_text_and_the_probabilities_of_one_teacher_or_another(teacher, places):
     path, config = teacher
     train_rung(modern.LanguageModel, replace(config, seed=1))
     other = path.with_name(path.name.replace("seed0", "seed1"))
@@ -84,23 +84,23 @@ def test_the_loss_is_against_the_text_and_the_teachers_mean_probabilities(teache
     )
     idx, targets = corpus.batch(0, 0, 4, 8)
     with torch.no_grad():
-        ours = model.loss(model(idx), targets, idx).item()
+        ours = {round(model.loss(model(idx), targets, idx).item(), 6) for _ in range(40)}
 
     def log_probabilities(model):
         logits = model.eval()(idx).detach().double().numpy()
         return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
     plain = modern.LanguageModel(corpus.tokenizer.vocab_size, config)
-    expected = 0
+    expected = []
     for file in (path, other):
         plain.load_state_dict(load_checkpoint(file)["weights"])
-        expected = expected + np.exp(log_probabilities(plain)) / 2
+        expected.append(np.exp(log_probabilities(plain)))
     plain.load_state_dict(model.state_dict())  # the teachers are no part of the student
     found = log_probabilities(plain)
     from_text = -np.take_along_axis(found, targets.numpy()[..., None], axis=-1).mean()
-    from_teachers = -(expected * found).sum(axis=-1).mean()
-    assert ours == pytest.approx((1 - share) * from_text + share * from_teachers, abs=1e-5)
-    assert abs(from_text - from_teachers) > 1e-3
+    from_teachers = [-(each * found).sum(axis=-1).mean() for each in expected]
+    assert sorted(ours) == pytest.approx(sorted((1 - share) * from_text + share * t for t in from_teachers), abs=1e-5)
+    assert min(abs(from_text - t) for t in from_teachers) > 1e-3
 
 
 def test_without_a_share_the_run_is_moderns_and_with_one_it_is_not(teacher, places):
