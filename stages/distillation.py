@@ -196,7 +196,9 @@ class LanguageModel(nn.Module):
 
     def loss(self, logits, targets, idx):
         """What training minimises: logits (B, T, V); targets, idx int64 (B, T) -> a scalar, in nats per character."""
-        number = torch.randint(len(self.teachers), (), device=idx.device)  # on average that is their mean, for one's cost
+        number = torch.randint(
+            len(self.teachers), (), device=idx.device
+        )  # on average that is their mean, for one's cost
         with torch.no_grad():
             expected = self.teachers[number](idx).float().softmax(dim=-1)  # (B, T, V)
         logits = rearrange(logits.float(), "batch time v -> (batch time) v")

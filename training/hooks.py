@@ -10,16 +10,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from einops import rearrange
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from data import Corpus
 from training.config import TrainConfig
-
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+from training.update import Loss, cross_entropy
 
 
 def prepare(model: nn.Module, config: TrainConfig, corpus: Corpus) -> None:
@@ -34,8 +29,3 @@ def loss_of(model: nn.Module) -> Loss:
 def after_update(model: nn.Module) -> None:
     if hasattr(model, "after_update"):
         model.after_update()
-
-
-def cross_entropy(logits: Tensor, targets: Tensor, idx: Tensor | None = None) -> Tensor:
-    """The mean loss in nats per character, a scalar: logits (B, T, V), targets int64 (B, T)."""
-    return F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(targets, "b t -> (b t)"))

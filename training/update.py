@@ -6,15 +6,22 @@ import contextlib
 from collections.abc import Callable
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from training.hooks import Loss, cross_entropy
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of logits (B, T, V), targets and idx (B, T): their mean loss
 
 
 def autocast(device: torch.device, precision: str):
     """The context in which matmuls run in `precision`, "fp32" or "bf16"."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, idx: Tensor | None = None) -> Tensor:
+    """In nats per character, a scalar: logits (B, T, V), targets int64 (B, T)."""
+    return F.cross_entropy(rearrange(logits.float(), "b t v -> (b t) v"), rearrange(targets, "b t -> (b t)"))
 
 
 def compute_gradients(
@@ -27,18 +34,19 @@ def compute_gradients(
 ) -> Tensor:
     """Add the gradients of a batch's mean loss to the weights of `forward`; returns that loss, a scalar.
 
-    idx, targets: int64 (B, T). loss_of: logits (B, T, V), targets, idx -> their mean loss. micro_batch: how many
-    sequences to run forward and backward at a time; it limits memory and changes nothing else. A
-    DistributedDataParallel `forward` averages gradients over its processes, once a batch.
+    idx, targets: int64 (B, T). micro_batch: how many sequences to run forward and backward at a time; it limits memory
+    and changes nothing else. A DistributedDataParallel `forward` averages gradients over its processes, once a batch.
     """
     loss = torch.zeros((), device=idx.device)
     parts = list(zip(idx.split(micro_batch), targets.split(micro_batch), strict=True))
-    for number, (x, y) in enumerate(parts, start=1):
-        not_yet = number < len(parts) and hasattr(forward, "no_sync")
-        with forward.no_sync() if not_yet else contextlib.nullcontext(), autocast(x.device, precision):
-            part = loss_of(forward(x), y, x) * (len(x) / len(idx))
-        part.backward()
-        loss += part.detach()
+    with autocast(idx.device, precision):  # one for all parts, so that each weight is cast once
+        for number, (x, y) in enumerate(parts, start=1):
+            not_yet = number < len(parts) and hasattr(forward, "no_sync")
+            with forward.no_sync() if not_yet else contextlib.nullcontext():
+                part = loss_of(forward(x), y, x) * (len(x) / len(idx))
+            with torch.autocast(idx.device.type, enabled=False):
+                part.backward()
+            loss += part.detach()
     return loss
 
 
