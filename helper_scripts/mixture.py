@@ -54,7 +54,8 @@ def main() -> None:
         options = parse(Options, description=__doc__)
         if len(options.models) < 2:
             raise UserError("name two models or more, checkpoints or rungs")
-        trained, device = load_models(options.runs_dir, options.models), choose_device(options.device)
+        device = choose_device(options.device)
+        trained = load_models(options.runs_dir, options.models)
         corpus = common_corpus(trained, options.corpus).to(device)
         block_size = min(each.config.block_size for each in trained)
         split = "held-out end of the train split" if trained[0].config.holdout else "validation split"

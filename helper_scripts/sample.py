@@ -49,7 +49,8 @@ class Options:
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        models, device = load_models(options.runs_dir, options.models), choose_device(options.device)
+        device = choose_device(options.device)
+        models = load_models(options.runs_dir, options.models)
         tokenizer = models[0].tokenizer
         new = stream(
             [(each.model.to(device), each.config.block_size) for each in models],

@@ -27,6 +27,7 @@ import torch
 
 from data import UserError
 from training import ranks
+from training.memory import keep_freed_memory
 
 TINY = 1_000_000  # parameters; below it a step is bound by the overhead of calls, which autocast only adds to
 
@@ -43,6 +44,7 @@ def choose_device(name: str) -> torch.device:
     they start later.
     """
     torch.set_flush_denormal(True)
+    keep_freed_memory()
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if ranks.launched():
         there["mps"] = False  # torch has no process group for it
