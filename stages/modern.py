@@ -23,6 +23,8 @@ LESSON = ("ShortConv", "Block.__init__", "Block.forward")  # what differs from v
 class Config(ScaledConfig):
     """Rung 8's settings."""
 
+    few_minutes = "quick"
+
 
 def rotary_angles(block_size, d):
     """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""

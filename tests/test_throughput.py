@@ -20,10 +20,10 @@ from data import Corpus, UserError, read_log
 from stages import modern, residual
 from training import TrainConfig, console, run
 from training.cli import parse
-from training.config import config_hash
+from training.config import config_hash, settings
 from training.evaluate import summed_loss
 from training.loop import train
-from training.minutes import beginning, rough_plan, settle, with_dropout_for_its_epochs
+from training.minutes import beginning, is_enough, rough_plan, settle, sizes, with_dropout_for_its_epochs
 from training.schedule import learning_rate
 from training.state import State
 from training.throughput import Throughput, measure_throughput
@@ -153,6 +153,18 @@ def test_a_run_stopped_before_its_steps_are_settled_is_saved_and_goes_on(
     resumed = in_another_process(line.partition("to go on: ")[2], tmp_path)
     alone = in_another_process(re.search("to repeat this run: (.*)", said.out)[1], tmp_path)
     assert resumed[SAME].values.tolist() == alone[SAME].values.tolist()
+
+
+def test_modern_takes_its_quick_preset_where_minutes_are_few(corpus):
+    config = modern.Config(minutes=2, seed=3)
+    small, own = sizes(config)
+    assert own is config and (small.seed, small.minutes) == (3, 2)
+    assert settings(small) == settings(modern.Config.from_preset("quick"))
+    for other in (gpt.Config(minutes=2), modern.Config(), modern.Config(minutes=2, n_embd=96)):
+        assert sizes(other) == [other]  # another rung, no minutes, or a size that was typed
+    steps = 8 * len(corpus.train) / (8 * 256)  # of eight epochs
+    assert is_enough(small, Throughput(120 / steps * 1.01, 1, 1), corpus)
+    assert not is_enough(small, Throughput(120 / steps * 0.97, 1, 1), corpus)
 
 
 def test_dropout_goes_by_epochs(corpus):

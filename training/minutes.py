@@ -17,8 +17,30 @@ EVALUATIONS_SHARE = 0.05  # of the time, for evaluations between the first and t
 BEGINNING_SHARE = 20  # the beginning is at most a 20th of the planned steps
 WARMUP_SHARE = 10  # the schedule allows a warm-up of a 10th of the steps: the plan may have twice too many
 
+MANY_EPOCHS = 8  # of a model for few minutes; where there is time for more, the rung's own size has enough too
+
 # The dropout of a run of given minutes, by how many epochs it has at least: what is read more often is memorised more.
 DROPOUT_BY_EPOCHS = ((0, 0.0), (5, 0.1), (10, 0.2))
+
+
+def sizes(config: TrainConfig) -> list[TrainConfig]:
+    """What a run of given minutes may train, the fastest first: with the rung's preset for `few_minutes`, and as it is.
+
+    Without minutes, or with a preset or one of its settings named, it is as it is.
+    """
+    preset = getattr(config, "few_minutes", None)
+    if not (config.minutes and preset) or config.preset:
+        return [config]
+    own, small = type(config)(), config.from_preset(preset)
+    named = {name: value for name, value in vars(config).items() if value != getattr(own, name)}
+    if any(getattr(own, name) != getattr(small, name) for name in named):
+        return [config]
+    return [replace(small, **named), config]
+
+
+def is_enough(config: TrainConfig, throughput: Throughput, corpus: Corpus) -> bool:
+    """Whether a model for few minutes would be trained for no more epochs than it has use for."""
+    return epochs(replace(config, steps=int(60 * config.minutes / throughput.step)), corpus) < MANY_EPOCHS
 
 
 def rough_plan(config: TrainConfig, throughput: Throughput, seconds: float, corpus: Corpus) -> TrainConfig:

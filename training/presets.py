@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from data import UserError
 from training.config import TrainConfig
@@ -78,6 +78,7 @@ class ScaledConfig(TrainConfig):
     n_head: int = 6  # attention heads, of n_embd / n_head channels each
     n_layer: int = 6  # blocks
     dropout: float = 0.2  # probability of dropping an element in training; --minutes picks it unless another is given
+    few_minutes: ClassVar[Preset | None] = None  # the preset that --minutes takes where the rung's own size is too slow
     preset: Preset | None = None  # settings to start from in place of the rung's own; other flags go over them
 
     def __post_init__(self):
