@@ -40,7 +40,7 @@ def sizes(config: TrainConfig) -> list[TrainConfig]:
 
 def is_enough(config: TrainConfig, throughput: Throughput, corpus: Corpus) -> bool:
     """Whether a model for few minutes would be trained for no more epochs than it has use for."""
-    return epochs(replace(config, steps=int(60 * config.minutes / throughput.step)), corpus) < MANY_EPOCHS
+    return 60 * config.minutes / throughput.step * epochs(replace(config, steps=1), corpus) < MANY_EPOCHS
 
 
 def rough_plan(config: TrainConfig, throughput: Throughput, seconds: float, corpus: Corpus) -> TrainConfig:
