@@ -196,10 +196,8 @@ class LanguageModel(nn.Module):
 
     def loss(self, logits, targets, idx):
         """What training minimises: logits (B, T, V); targets, idx int64 (B, T) -> a scalar, in nats per character."""
-        number = torch.randint(
-            len(self.teachers), (), device=idx.device
-        )  # on average that is their mean, for one's cost
-        with torch.no_grad():
+        number = torch.randint(len(self.teachers), (), device=idx.device)
+        with torch.no_grad():  # one teacher, drawn at random: on average that is their mean, for the cost of one
             expected = self.teachers[number](idx).float().softmax(dim=-1)  # (B, T, V)
         logits = rearrange(logits.float(), "batch time v -> (batch time) v")
         from_text = F.cross_entropy(logits, rearrange(targets, "batch time -> (batch time)"))
