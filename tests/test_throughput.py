@@ -1,5 +1,6 @@
 """Planning a run: how fast it goes, the steps and the dropout for given minutes, what is told of its length."""
 
+import math
 import os
 import re
 import shlex
@@ -23,7 +24,7 @@ from training.cli import parse
 from training.config import config_hash, settings
 from training.evaluate import summed_loss
 from training.loop import train
-from training.minutes import beginning, is_enough, rough_plan, settle, sizes, with_dropout_for_its_epochs
+from training.minutes import beginning, is_large_enough, rough_plan, settle, sizes, with_dropout_for_its_epochs
 from training.schedule import learning_rate
 from training.state import State
 from training.throughput import Throughput, measure_throughput
@@ -155,16 +156,17 @@ def test_a_run_stopped_before_its_steps_are_settled_is_saved_and_goes_on(
     assert resumed[SAME].values.tolist() == alone[SAME].values.tolist()
 
 
-def test_modern_takes_its_quick_preset_where_minutes_are_few(corpus):
+def test_modern_is_smaller_where_minutes_are_few(corpus):
     config = modern.Config(minutes=2, seed=3)
-    small, own = sizes(config)
+    (smallest, few), (small, many), (own, _) = sizes(config)
     assert own is config and (small.seed, small.minutes) == (3, 2)
     assert settings(small) == settings(modern.Config.from_preset("quick"))
+    assert replace(small, n_layer=4) == smallest and few < many
     for other in (gpt.Config(minutes=2), modern.Config(), modern.Config(minutes=2, n_embd=96)):
-        assert sizes(other) == [other]  # another rung, no minutes, or a size that was typed
-    steps = 8 * len(corpus.train) / (8 * 256)  # of eight epochs
-    assert is_enough(small, Throughput(120 / steps * 1.01, 1, 1), corpus)
-    assert not is_enough(small, Throughput(120 / steps * 0.97, 1, 1), corpus)
+        assert sizes(other) == [(other, math.inf)]  # another rung, no minutes, or a size that was typed
+    steps = many * len(corpus.train) / (8 * 256)  # of so many epochs
+    assert is_large_enough(small, Throughput(120 / steps * 1.01, 1, 1), corpus, many)
+    assert not is_large_enough(small, Throughput(120 / steps * 0.99, 1, 1), corpus, many)
 
 
 def test_dropout_goes_by_epochs(corpus):

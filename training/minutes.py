@@ -7,6 +7,7 @@ that number gives.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from data import Corpus, UserError
@@ -17,30 +18,32 @@ EVALUATIONS_SHARE = 0.05  # of the time, for evaluations between the first and t
 BEGINNING_SHARE = 20  # the beginning is at most a 20th of the planned steps
 WARMUP_SHARE = 10  # the schedule allows a warm-up of a 10th of the steps: the plan may have twice too many
 
-MANY_EPOCHS = 8  # of a model for few minutes; where there is time for more, the rung's own size has enough too
+# Smaller models for few minutes, each with the epochs from which the next larger one does better in the same time
+# (docs/log.md). The last is followed by the rung's own size.
+SMALL = (({"preset": "quick", "n_layer": 4}, 2.5), ({"preset": "quick"}, 8))
 
 # The dropout of a run of given minutes, by how many epochs it has at least: what is read more often is memorised more.
 DROPOUT_BY_EPOCHS = ((0, 0.0), (5, 0.1), (10, 0.2))
 
 
-def sizes(config: TrainConfig) -> list[TrainConfig]:
-    """What a run of given minutes may train, the fastest first: with the rung's preset for `few_minutes`, and as it is.
+def sizes(config: TrainConfig) -> list[tuple[TrainConfig, float]]:
+    """What a run of given minutes may train, the smallest first, each with the epochs from which it is too small.
 
-    Without minutes, or with a preset or one of its settings named, it is as it is.
+    Without minutes, with a preset or a setting of one that was named, and for rungs that do not ask for it, there is
+    but `config`.
     """
-    preset = getattr(config, "few_minutes", None)
-    if not (config.minutes and preset) or config.preset:
-        return [config]
-    own, small = type(config)(), config.from_preset(preset)
-    named = {name: value for name, value in vars(config).items() if value != getattr(own, name)}
-    if any(getattr(own, name) != getattr(small, name) for name in named):
-        return [config]
-    return [replace(small, **named), config]
+    named = {name: value for name, value in vars(config).items() if value != getattr(type(config)(), name)}
+    found = []
+    for changes, too_many in SMALL if config.minutes and getattr(config, "small_for_minutes", False) else ():
+        small = replace(config.from_preset(changes["preset"]), **changes)
+        if not any(getattr(small, name) != getattr(type(config)(), name) for name in named):
+            found.append((replace(small, **named), too_many))
+    return [*found, (config, math.inf)]
 
 
-def is_enough(config: TrainConfig, throughput: Throughput, corpus: Corpus) -> bool:
-    """Whether a model for few minutes would be trained for no more epochs than it has use for."""
-    return 60 * config.minutes / throughput.step * epochs(replace(config, steps=1), corpus) < MANY_EPOCHS
+def is_large_enough(config: TrainConfig, throughput: Throughput, corpus: Corpus, too_many: float) -> bool:
+    """Whether fewer than `too_many` epochs fit into the minutes of `config`."""
+    return 60 * config.minutes / throughput.step * epochs(replace(config, steps=1), corpus) < too_many
 
 
 def rough_plan(config: TrainConfig, throughput: Throughput, seconds: float, corpus: Corpus) -> TrainConfig:

@@ -78,7 +78,7 @@ class ScaledConfig(TrainConfig):
     n_head: int = 6  # attention heads, of n_embd / n_head channels each
     n_layer: int = 6  # blocks
     dropout: float = 0.2  # probability of dropping an element in training; --minutes picks it unless another is given
-    few_minutes: ClassVar[Preset | None] = None  # the preset that --minutes takes where the rung's own size is too slow
+    small_for_minutes: ClassVar[bool] = False  # whether --minutes may train a smaller model where the minutes are few
     preset: Preset | None = None  # settings to start from in place of the rung's own; other flags go over them
 
     def __post_init__(self):

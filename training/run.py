@@ -24,7 +24,7 @@ from training.generation import encode_prompt, generate
 from training.hooks import prepare
 from training.interrupt import Stop, stop_on_signals
 from training.loop import train
-from training.minutes import beginning, is_enough, rough_plan, settle, sizes
+from training.minutes import beginning, is_large_enough, rough_plan, settle, sizes
 from training.record import Record, check_outputs
 from training.resume import threads_before
 from training.state import Evaluation, State
@@ -59,10 +59,10 @@ def train_rung(
     started = time.perf_counter() if started is None else started
     script, device = Path(inspect.getfile(language_model)), choose_device(config.device)
     with ranks.process_group(device), unbreakable_output(), threads_put_back():
-        for candidate in sizes(config):
+        for candidate, too_many_epochs in sizes(config):
             corpus, model, precision = set_up(language_model, candidate, device)
             config, throughput = choose_threads(model, corpus, candidate, precision, script.stem)
-            if config.minutes and is_enough(config, throughput, corpus):
+            if is_large_enough(config, throughput, corpus, too_many_epochs):
                 break
         console.say_what_starts(script, corpus, config, count_parameters(model), precision)
         throughput, compiled = choose_compile(model, corpus, config, precision, throughput)
