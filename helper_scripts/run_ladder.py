@@ -31,7 +31,7 @@ from training.config import RUNS_DIR, config_hash
 from training.device import choose_device
 from training.presets import Preset
 from training.provenance import rung_code, shared_code
-from training.teachers import DEFAULT_TEACHER, default_teacher
+from training.teachers import MODERN, default_teacher, has_default_teacher
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main() -> None:
             print(f"{logged} of {len(configs)} runs are in the log already, of this very code; --again retrains them")
         if resumed := sum(run.config.resume for run in runs):
             print(f"{resumed} of {len(configs)} runs were stopped before; resuming them")
-        runs += missing_teachers(runs, corpus)
+        runs += [run_of(MODERN.stem, config, rows, corpus) for config in missing_teachers(runs, corpus)]
         if runs:
             with unbreakable_output():
                 failed += _train(runs, options.device)
@@ -114,32 +114,42 @@ def _broken(rung: str) -> str:
 def left_to_do(
     configs: list[tuple[str, TrainConfig]], rows: pd.DataFrame | None, corpus: Corpus, options: Options
 ) -> list[Run]:
-    """The runs that the log, `rows`, does not have; the longest come first, so that none of them is left over alone.
-
-    Those that were stopped are to be resumed, if it was with this code.
-    """
-    device, shared = choose_device(options.device).type, shared_code()
-    runs = []
-    for rung, config in configs:
-        code = {"rung_code": rung_code(rung_path(rung)), "shared_code": shared}
-        code |= {} if config.precision == "auto" else {"precision": config.precision}
-        if options.again or rows is None or not _is_logged(rung, config, rows, corpus, code | {"device": device}):
-            partial = checkpoint_path(rung, config, corpus.sha256, finished=False)
-            config = replace(config, resume=_can_go_on(partial, code))
-            runs.append(Run(rung, config, weight=config.steps * _seconds_a_step(rung, config, rows)))
+    """The runs that the log, `rows`, does not have; the longest come first, so that none of them is left over alone."""
+    device = {"device": choose_device(options.device).type}
+    runs = [
+        run_of(rung, config, rows, corpus)
+        for rung, config in configs
+        if options.again or rows is None or not _is_logged(rung, config, rows, corpus, _code(rung, config) | device)
+    ]
     return sorted(runs, key=lambda run: -run.weight)
 
 
-def missing_teachers(runs: list[Run], corpus: Corpus) -> list[Run]:
-    """The runs whose models others of `runs` learn from, where they are not saved here, logged or not."""
-    chosen = {(run.rung, config_hash(run.config), run.config.seed) for run in runs}
-    teachers = [default_teacher(run.config) for run in runs if _learns_from_another(run)]
-    return [
-        Run(DEFAULT_TEACHER, teacher, weight=runs[0].weight)
-        for teacher in teachers
-        if not checkpoint_path(DEFAULT_TEACHER, teacher, corpus.sha256).exists()
-        and (DEFAULT_TEACHER, config_hash(teacher), teacher.seed) not in chosen
-    ]
+def run_of(rung: str, config: TrainConfig, rows: pd.DataFrame | None, corpus: Corpus) -> Run:
+    """The run of these settings; to be resumed, if it was stopped and is of this code."""
+    partial = checkpoint_path(rung, config, corpus.sha256, finished=False)
+    config = replace(config, resume=_can_go_on(partial, _code(rung, config)))
+    return Run(rung, config, weight=config.steps * _seconds_a_step(rung, config, rows))
+
+
+def _code(rung: str, config: TrainConfig) -> dict[str, str]:
+    """What a run of the present code has as metadata."""
+    code = {"rung_code": rung_code(rung_path(rung)), "shared_code": shared_code()}
+    return code if config.precision == "auto" else code | {"precision": config.precision}
+
+
+def missing_teachers(runs: list[Run], corpus: Corpus) -> list[TrainConfig]:
+    """The settings of modern.py whose models others of `runs` learn from, where they are not saved here, logged or not.
+
+    Each once.
+    """
+    chosen = {(config_hash(run.config), run.config.seed) for run in runs if run.rung == MODERN.stem}
+    missing = {}
+    for run in filter(_learns_from_another, runs):
+        teacher = default_teacher(run.config)
+        key = config_hash(teacher), teacher.seed
+        if key not in chosen and not has_default_teacher(run.config, corpus):
+            missing[key] = teacher
+    return list(missing.values())
 
 
 def _learns_from_another(run: Run) -> bool:

@@ -30,6 +30,8 @@ AFTER = "stages.modern"
 class Config(ScaledConfig):
     """Rung 8's settings."""
 
+    small_for_minutes = True  # rung 8's size takes half an hour
+
 
 def rotary_angles(block_size, d):
     """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""

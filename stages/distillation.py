@@ -32,6 +32,7 @@ AFTER = "stages.modern"
 class Config(ScaledConfig):
     teachers: tuple[Path, ...] = ()  # checkpoints of models to learn from; none is modern's of the same settings
     teacher_share: float = 0.5  # of the loss, against the teachers' probabilities; the rest is against the text
+    small_for_minutes = True  # rung 8's size takes half an hour
 
 
 def rotary_angles(block_size, d):

@@ -127,6 +127,8 @@ def test_a_teacher_that_will_not_do_is_refused_in_one_line(teacher, places, tmp_
     path, config = teacher
     with pytest.raises(UserError, match=r"first run python stages/modern.py .*--seed 7.* --teachers"):
         train_rung(distillation.LanguageModel, student(config, seed=7))
+    with pytest.raises(UserError, match="--minutes settles the steps later"):
+        train_rung(distillation.LanguageModel, student(config, minutes=1))
     with pytest.raises(UserError, match="another text or split"):  # it has seen what is held out
         train_rung(distillation.LanguageModel, student(config, teachers=(path,), holdout=True))
     averaged = replace(config, seed=3)
@@ -139,11 +141,12 @@ def test_a_teacher_that_will_not_do_is_refused_in_one_line(teacher, places, tmp_
 
 
 def test_run_ladder_trains_a_teacher_that_is_missing_first(tmp_path, text_file, command):
-    words = ["distillation --n-embd 32 --n-layer 1 --block-size 8", "--preset", "laptop", "--steps", "4", "--corpus"]
+    rung = "distillation --n-embd 32 --n-layer 1 --block-size 8"
+    words = [rung, f"{rung} --teacher-share 0.3", "--preset", "laptop", "--steps", "4", "--corpus"]
     words += [text_file, "--device", "cpu", "--loss-csv", tmp_path / "log.csv", "--runs-dir", tmp_path]
     said = command(run_ladder, *words, "--out", tmp_path / "curves.svg")
     log = read_log(tmp_path / "log.csv")
-    assert list(log["rung"].unique()) == ["modern", "distillation"]
+    assert list(log["rung"].unique()) == ["modern", "distillation"] and log["run"].nunique() == 3
     assert "| `distillation" in said and "of 1 runs are in the log" not in said
 
 

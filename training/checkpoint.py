@@ -12,7 +12,7 @@ import torch
 
 from data import UserError
 from data.files import atomic_write
-from training.config import TrainConfig, config_hash, settings
+from training.config import TrainConfig, config_hash
 from training.state import Evaluation, State
 
 UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.PickleError)
@@ -50,8 +50,7 @@ def save_checkpoint(path: Path, state: State, config: TrainConfig, metadata: dic
         "step": state.step,
         "seconds": state.seconds,
         "evaluations": [asdict(evaluation) for evaluation in state.evaluations],
-        "config": {name: _plain(value) for name, value in asdict(config).items()},
-        "settings": settings(config),
+        "config": {name: as_saved(value) for name, value in asdict(config).items()},
         "metadata": metadata,
     }
     try:
@@ -64,10 +63,10 @@ def save_checkpoint(path: Path, state: State, config: TrainConfig, metadata: dic
         ) from None
 
 
-def _plain(value):
-    """Paths, alone or in a tuple, as text."""
+def as_saved(value):
+    """A setting as checkpoints have it: paths, alone or in a tuple, as text."""
     if isinstance(value, tuple):
-        return [_plain(part) for part in value]
+        return [as_saved(part) for part in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -99,7 +98,6 @@ def _is_sound(content: object) -> bool:
             and all(type(metadata[name]) is kind for name, kind in METADATA.items())
             and all(str(metadata[name]).isprintable() for name in METADATA.keys() - {"alphabet"})
             and isinstance(content["config"], dict)
-            and isinstance(content["settings"], dict)
         )
     except (LookupError, TypeError, ValueError, AttributeError):
         return False

@@ -21,24 +21,23 @@ WARMUP_SHARE = 10  # the schedule allows a warm-up of a 10th of the steps: the p
 # Smaller models for few minutes, each with the epochs from which the next larger one does better in the same time
 # (docs/log.md). The last is followed by the rung's own size.
 SMALL = (({"preset": "quick", "n_layer": 4}, 2.5), ({"preset": "quick"}, 8))
+SIZES = {"preset", "n_layer", "n_embd", "n_head", "block_size"}
 
 # The dropout of a run of given minutes, by how many epochs it has at least: what is read more often is memorised more.
 DROPOUT_BY_EPOCHS = ((0, 0.0), (5, 0.1), (10, 0.2))
 
 
 def sizes(config: TrainConfig) -> list[tuple[TrainConfig, float]]:
-    """What a run of given minutes may train, the smallest first, each with the epochs from which it is too small.
+    """Candidates for --minutes, the smallest first, each with the epochs from which a larger model does better.
 
-    Without minutes, with a preset or a setting of one that was named, and for rungs that do not ask for it, there is
-    but `config`.
+    There is but `config` where no minutes are given, where it has a preset or a size that differs from the rung's own,
+    and for rungs without `small_for_minutes`. Other settings that differ go over the small sizes.
     """
     named = {name: value for name, value in vars(config).items() if value != getattr(type(config)(), name)}
-    found = []
-    for changes, too_many in SMALL if config.minutes and getattr(config, "small_for_minutes", False) else ():
-        small = replace(config.from_preset(changes["preset"]), **changes)
-        if not any(getattr(small, name) != getattr(type(config)(), name) for name in named):
-            found.append((replace(small, **named), too_many))
-    return [*found, (config, math.inf)]
+    if not (config.minutes and getattr(config, "small_for_minutes", False)) or named.keys() & SIZES:
+        return [(config, math.inf)]
+    small = [(replace(config.from_preset(of["preset"]), **(of | named)), too_many) for of, too_many in SMALL]
+    return [*small, (config, math.inf)]
 
 
 def is_large_enough(config: TrainConfig, throughput: Throughput, corpus: Corpus, too_many: float) -> bool:
@@ -49,8 +48,8 @@ def is_large_enough(config: TrainConfig, throughput: Throughput, corpus: Corpus,
 def rough_plan(config: TrainConfig, throughput: Throughput, seconds: float, corpus: Corpus) -> TrainConfig:
     """`config` with what has to be known before the first step: here the warm-up and the dropout.
 
-    Its steps are those that `seconds` allow by `throughput`, which is rough. Whatever else depends on the speed and
-    shapes the model or its beginning belongs here too. Raises UserError where there is no time for a step.
+    Its steps are those that `seconds` allow by `throughput`, which is rough. Raises UserError where there is no time
+    for a step.
     """
     steps = int((seconds - throughput.sample - 2 * throughput.evaluation) / throughput.step)
     if steps < 1:
@@ -75,7 +74,7 @@ def settle(plan: TrainConfig, throughput: Throughput, seconds: float, done: int)
     Evaluations and sample are accounted for. Evaluations before the last are spread out until they take no more than a
     twentieth of the time; none is due in the beginning.
     """
-    between = int(EVALUATIONS_SHARE * seconds / throughput.evaluation)
+    between = max(0, int(EVALUATIONS_SHARE * seconds / throughput.evaluation))  # a stall may have used up all of it
     while True:
         more = int((seconds - throughput.sample - (1 + between) * throughput.evaluation) / throughput.step)
         steps = max(done + more, done + 1, WARMUP_SHARE * plan.warmup_steps)

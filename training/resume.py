@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data import UserError
-from training.checkpoint import checkpoint_path, load_checkpoint
+from training.checkpoint import as_saved, checkpoint_path, load_checkpoint
 from training.config import TrainConfig, settings
 from training.state import Evaluation, State
 
@@ -69,7 +69,7 @@ def _differences(content: dict, config: TrainConfig, here: dict) -> list[str]:
         if there[key] != here[key]
     ]
     return found + [
-        f"{name.replace('_', '-')} {content['settings'].get(name)}, here {value}"
-        for name, value in settings(config).items()
-        if content["settings"].get(name) != value
+        f"{name.replace('_', '-')} {content['config'].get(name)}, here {value}"
+        for name, value in ((name, as_saved(getattr(config, name))) for name in settings(config))
+        if content["config"].get(name) != value
     ]

@@ -59,8 +59,10 @@ def train_rung(
     started = time.perf_counter() if started is None else started
     script, device = Path(inspect.getfile(language_model)), choose_device(config.device)
     with ranks.process_group(device), unbreakable_output(), threads_put_back():
+        corpus, threads = None, torch.get_num_threads()
         for candidate, too_many_epochs in sizes(config):
-            corpus, model, precision = set_up(language_model, candidate, device)
+            torch.set_num_threads(threads)
+            corpus, model, precision = set_up(language_model, candidate, device, corpus)
             config, throughput = choose_threads(model, corpus, candidate, precision, script.stem)
             if is_large_enough(config, throughput, corpus, too_many_epochs):
                 break
@@ -98,14 +100,20 @@ def train_rung(
         return state.evaluations[-1]
 
 
-def set_up(language_model: type[nn.Module], config: TrainConfig, device: torch.device) -> tuple[Corpus, nn.Module, str]:
-    """The corpus and the untrained model on `device`, and the precision. Raises UserError for what cannot be."""
+def set_up(
+    language_model: type[nn.Module], config: TrainConfig, device: torch.device, corpus: Corpus | None = None
+) -> tuple[Corpus, nn.Module, str]:
+    """The corpus, unless it is there already, and the untrained model on `device`, and the precision.
+
+    Raises UserError for what cannot be.
+    """
     if device.index is not None:  # one GPU of several is then meant wherever none is named, as by dropout's seed
         torch.cuda.set_device(device)
     ranks.check_batch_size(config.batch_size)
     check_outputs(config)
-    with ranks.local_rank_zero_first():  # the others find the text that it has fetched
-        corpus = load_corpus(config.corpus, config.holdout).to(device)
+    if corpus is None:
+        with ranks.local_rank_zero_first():  # the others find the text that it has fetched
+            corpus = load_corpus(config.corpus, config.holdout).to(device)
     corpus.check_context(config.block_size)
     encode_prompt(corpus.tokenizer, config.prompt)  # can the model read it?
     model = build_model(language_model, corpus, config)
@@ -167,7 +175,7 @@ def plan(corpus: Corpus, config: TrainConfig, throughput: Throughput, started: f
 def begin(
     state: State,
     corpus: Corpus,
-    plan: TrainConfig,
+    planned: TrainConfig,
     precision: str,
     throughput: Throughput,
     started: float,
@@ -175,17 +183,23 @@ def begin(
     stop: Stop,
 ) -> TrainConfig:
     """Train the beginning of the planned run, and settle its steps by the time that took: rank 0's, on every rank."""
-    console.say_what_is_planned(plan)
-    began = time.perf_counter()
-    with console.progress_bar(script.stem, 0, plan.steps) as bar:
-        unevaluated = replace(plan, eval_interval=plan.steps)
-        for evaluation in train(state, corpus, unevaluated, precision, steps_until(stop, 0, beginning(plan), bar)):
+    console.say_what_is_planned(planned)
+    began, ended = time.perf_counter(), []  # when each step ended; the first is slower than all others
+
+    def steps(bar: tqdm) -> Iterator[int]:
+        for step in steps_until(stop, 0, beginning(planned), bar):
+            yield step
+            ended.append(time.perf_counter())
+
+    with console.progress_bar(script.stem, 0, planned.steps) as bar:
+        unevaluated = replace(planned, eval_interval=planned.steps)
+        for evaluation in train(state, corpus, unevaluated, precision, steps(bar)):
             console.show_evaluation(evaluation, bar)
             evaluated = time.perf_counter()
         bar.leave = False  # another goes on from here
-    now = time.perf_counter()
-    throughput = throughput.observed(state.step, now - evaluated, evaluated - began)
-    config = ranks.broadcast(settle(plan, throughput, 60 * plan.minutes - (now - started), state.step))
+    throughput = throughput.observed(ended, evaluated - began)
+    left = 60 * planned.minutes - (time.perf_counter() - started)
+    config = ranks.broadcast(settle(planned, throughput, left, state.step))
     console.say_what_was_settled(script, config, corpus)
     return config
 

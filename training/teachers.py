@@ -10,31 +10,45 @@ from torch import nn
 
 from data import Corpus, UserError
 from training.checkpoint import checkpoint_path, load_checkpoint
-from training.config import all_flags
+from training.cli import as_typed
 from training.presets import ScaledConfig
+from training.provenance import ROOT, rung_code, shared_code
 
-DEFAULT_TEACHER = "modern"  # the rung
+MODERN = ROOT / "stages" / "modern.py"
 
 
 def load_teachers(
     language_model: type[nn.Module], paths: tuple[Path, ...], config: ScaledConfig, corpus: Corpus
 ) -> list[nn.Module]:
-    """The models of the checkpoints `paths`, frozen; without any, DEFAULT_TEACHER's of the same settings and seed.
+    """The models of the checkpoints `paths`, frozen; without any, that of modern.py with the same settings and seed.
 
     Raises UserError for a checkpoint that is missing, that saw another text or split, or that does not fit.
     """
-    if not paths:
-        teacher = default_teacher(config)
-        paths = (checkpoint_path(DEFAULT_TEACHER, teacher, corpus.sha256),)
-        if not paths[0].exists():
-            command = " ".join(["python stages/modern.py", *all_flags(teacher)])
-            raise UserError(f"there is no model to learn from; first run {command}, or name some with --teachers")
-    return [_load(language_model, path, config, corpus) for path in paths]
+    if not paths and config.minutes:
+        raise UserError("--minutes settles the steps later: name models to learn from with --teachers")
+    if not paths and not has_default_teacher(config, corpus):
+        command = as_typed(MODERN, default_teacher(config))
+        raise UserError(f"there is no model to learn from; first run {command}, or name some with --teachers")
+    return [_load(language_model, path, config, corpus) for path in paths or [_default_path(config, corpus)]]
 
 
 def default_teacher(config: ScaledConfig) -> ScaledConfig:
-    """The settings of the run of DEFAULT_TEACHER that a run with `config` learns from: those that both have."""
-    return ScaledConfig(**{field.name: getattr(config, field.name) for field in fields(ScaledConfig)})
+    """The settings of the modern.py that a run with `config` learns from: those that both have."""
+    same = {field.name: getattr(config, field.name) for field in fields(ScaledConfig)}
+    return ScaledConfig(**same | {"resume": False})
+
+
+def has_default_teacher(config: ScaledConfig, corpus: Corpus) -> bool:
+    """Whether that run's model is saved, and is of the present code."""
+    try:
+        metadata = load_checkpoint(_default_path(config, corpus))["metadata"]
+    except UserError:
+        return False
+    return (metadata["rung_code"], metadata["shared_code"]) == (rung_code(MODERN), shared_code())
+
+
+def _default_path(config: ScaledConfig, corpus: Corpus) -> Path:
+    return checkpoint_path(MODERN.stem, default_teacher(config), corpus.sha256)
 
 
 def _load(language_model: type[nn.Module], path: Path, config: ScaledConfig, corpus: Corpus) -> nn.Module:

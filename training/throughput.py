@@ -37,12 +37,13 @@ class Throughput:
         evaluations = 1 + -(-(config.steps - done) // config.eval_interval)
         return (config.steps - done) * self.step + evaluations * self.evaluation + self.sample
 
-    def observed(self, steps: int, training: float, evaluation: float) -> Throughput:
-        """What is known once `steps` steps of the run have taken `training` seconds, and its first evaluation so many.
+    def observed(self, ended: list[float], evaluation: float) -> Throughput:
+        """As measured in the run's beginning. ended: when each of its steps did, by a clock in seconds.
 
-        Of a step or two, the trial tells more.
+        After fewer than four steps the trial's step time is kept.
         """
-        return replace(self, step=training / steps if steps > 2 else self.step, evaluation=evaluation)
+        step = (ended[-1] - ended[0]) / (len(ended) - 1) if len(ended) > 3 else self.step
+        return replace(self, step=step, evaluation=evaluation)
 
 
 def epochs(config: TrainConfig, corpus: Corpus) -> float:
