@@ -50,7 +50,7 @@ def test_a_plan_for_ten_minutes_by_hand(corpus):
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 @pytest.mark.parametrize("warmup_steps", [0, 7, 200])
-@pytest.mark.parametrize("speed", [0.5, 1.0, 1.6, 10.0])
+@pytest.mark.parametrize("speed", [0.5, 1.0, 1.6, 10.0, 1000.0])
 def test_the_beginning_is_that_of_the_run_that_is_settled(schedule, warmup_steps, speed, corpus):
     """Whether steps are faster or slower than planned, or so slow that there is no time left."""
     config = gpt.Config(schedule=schedule, warmup_steps=warmup_steps, eval_interval=10)
@@ -167,6 +167,18 @@ def test_modern_is_smaller_where_minutes_are_few(corpus):
     steps = many * len(corpus.train) / (8 * 256)  # of so many epochs
     assert is_large_enough(small, Throughput(120 / steps * 1.01, 1, 1), corpus, many)
     assert not is_large_enough(small, Throughput(120 / steps * 0.99, 1, 1), corpus, many)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_run_of_few_minutes_trains_the_first_size_that_is_large_enough(tmp_path, text_file, monkeypatch, capsys):
+    tiny = {"preset": "laptop", "n_embd": 12, "n_head": 2, "block_size": 8}
+    monkeypatch.setattr("training.minutes.SMALL", ((tiny | {"n_layer": 1}, 0), (tiny | {"n_layer": 2}, math.inf)))
+    run(modern.LanguageModel, modern.Config, [*flags(tmp_path, text_file), "--minutes", "10"])
+    command = re.search("to repeat this run: (.*)", capsys.readouterr().out)[1]
+    config = parse(modern.Config, "", shlex.split(command)[2:])
+    rows = read_log(tmp_path / "log.csv")
+    assert (config.preset, config.n_layer, config.n_embd) == ("laptop", 2, 12)
+    assert config_hash(config) == rows["config"].iloc[-1] and rows["step"].iloc[-1] == config.steps
 
 
 def test_dropout_goes_by_epochs(corpus):
