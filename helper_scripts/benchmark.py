@@ -27,8 +27,9 @@ from training import TrainConfig
 from training.cli import errors_in_one_line, parse
 from training.device import choose_device, choose_precision, describe, micro_batch, processor, synchronize
 from training.generation import generate
+from training.hooks import loss_of
 from training.loop import train
-from training.run import count_parameters
+from training.run import build_model, count_parameters
 from training.state import State
 from training.update import apply_update, autocast, compute_gradients
 
@@ -80,7 +81,7 @@ def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, 
             return [model(part) for part in idx.split(at_a_time)]
 
     def gradients():
-        compute_gradients(model, idx, targets, precision, at_a_time)
+        compute_gradients(model, idx, targets, precision, at_a_time, loss_of(model))
 
     def update():
         apply_update(state.optimizers, 1e-8, device, precision)
@@ -109,8 +110,7 @@ def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, 
 def _model(language_model: type[nn.Module], corpus: Corpus, config: TrainConfig, device: torch.device):
     """A new model in training mode, and the precision that a run of it would have."""
     corpus.check_context(config.block_size)
-    torch.manual_seed(config.seed)
-    model = language_model(corpus.tokenizer.vocab_size, config).to(device).train()
+    model = build_model(language_model, corpus, config).train()
     return model, choose_precision("auto", device, count_parameters(model))
 
 

@@ -31,7 +31,7 @@ AFTER = "stages.modern"
 class Config(ScaledConfig):
     """Rung 8's settings."""
 
-    small_for_minutes = True  # rung 8's size takes half an hour
+    small_for_minutes = True  # rung 8's size learns little in a few minutes
 
 
 def rotary_angles(block_size, d):

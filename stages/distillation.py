@@ -2,10 +2,10 @@
 
 What is new: the loss. Half of it is the text's, as before: the character that came next. The other half is against the
 probabilities that trained models, the teachers, give to every character that could have come (Hinton et al., 2015). The
-text says that a "d" followed; a teacher says how likely an "s" would have been, which is true of many places. A model
-of the teacher's own size ends below it (Furlanello et al., 2018), and it may read the text more often before it
-memorises it. The teachers train first, on the train split alone: modern.py with the same settings and seed, unless
---teachers names others. Their time comes on top.
+text says that a "d" followed; a teacher also says how likely an "s" was. A model of the teacher's own size reaches a
+lower loss than the teacher (Furlanello et al., 2018), and can train for more epochs before it overfits. Teachers are
+trained first, on the train split alone: modern.py with the same settings and seed, unless --teachers names others.
+Their training time comes on top.
 
 In the curve: lower by 0.015 at the end of the laptop preset, which trains for one epoch (two seeds). It is made for
 more: --preset epochs trains for four.
@@ -33,7 +33,7 @@ AFTER = "stages.modern"
 class Config(ScaledConfig):
     teachers: tuple[Path, ...] = ()  # checkpoints of models to learn from; none is modern's of the same settings
     teacher_share: float = 0.5  # of the loss, against the teachers' probabilities; the rest is against the text
-    small_for_minutes = True  # rung 8's size takes half an hour
+    small_for_minutes = True  # rung 8's size learns little in a few minutes
 
 
 def rotary_angles(block_size, d):

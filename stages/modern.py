@@ -23,7 +23,7 @@ LESSON = ("ShortConv", "Block.__init__", "Block.forward")  # what differs from v
 class Config(ScaledConfig):
     """Rung 8's settings."""
 
-    small_for_minutes = True  # rung 8's size takes half an hour
+    small_for_minutes = True  # rung 8's size learns little in a few minutes
 
 
 def rotary_angles(block_size, d):

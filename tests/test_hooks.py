@@ -170,3 +170,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(module, teacher, places, tmp_
     with pytest.raises(Stop):
         train_rung(module.LanguageModel, config, stop)
     assert train_rung(module.LanguageModel, replace(config, resume=True)).val_loss == whole.val_loss
+    one, two = (load_checkpoint(next(folder.glob(f"{name(module)}-*.pt"))) for folder in (tmp_path, there))
+    assert one["weights"].keys() == two["weights"].keys()
+    assert all(torch.equal(tensor, two["weights"][key]) for key, tensor in one["weights"].items())

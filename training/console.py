@@ -58,7 +58,7 @@ def say_how_long(config: TrainConfig, state: State, throughput: Throughput) -> N
     else:
         print(f"{config.steps:,} steps of {size}; first, the untrained loss", flush=True)
     minutes = throughput.seconds(config, state.step) / 60
-    if minutes * 60 > LONG and not config.minutes:
+    if minutes * 60 > LONG:
         duration = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
         less = max((choice for choice in (1, 2, 5, 10) if choice < minutes / 2), default=1)
         more = " more" if begun else f"; for less, stop it and start again with --minutes {less}"

@@ -1,4 +1,4 @@
-"""What a rung's LanguageModel may bring besides its forward pass. What it does not bring is the same for every rung.
+"""What a rung's LanguageModel may bring besides its forward pass. Whatever is missing gets the default.
 
     optimizers(config) -> list of optimizers    which of them trains which weights; otherwise AdamW trains all
     prepare(config, corpus)                     once, before training: to load what training needs and sampling does not

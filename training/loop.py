@@ -42,8 +42,8 @@ def train(
         idx, targets = map(ranks.shard, batch)  # (B, T)
         seed_dropout(device, config.seed, step, ranks.rank())
         model.zero_grad(set_to_none=True)
-        at_once = micro_batch(device, config.block_size)
-        loss = compute_gradients(state.forward, idx, targets, precision, at_once, loss_of(model))
+        micro = micro_batch(device, config.block_size)
+        loss = compute_gradients(state.forward, idx, targets, precision, micro, loss_of(model))
         due = (step + 1) % config.eval_interval == 0 or step + 1 == config.steps
         if due or device.type != "cuda":  # on CUDA, looking at every loss would make the CPU wait for each step
             check_finite(loss, step)

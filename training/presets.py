@@ -46,7 +46,7 @@ PRESETS: dict[Preset, dict] = {
         "n_layer": 6,
         "dropout": 0.0,
     },
-    "epochs": {  # five minutes on one core: a small model that reads the text four times
+    "epochs": {  # a small model that trains for four epochs: what helps when text is scarce
         "steps": 1960,
         "learning_rate": 4e-3,
         "weight_decay": 0.1,
