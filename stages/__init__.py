@@ -18,6 +18,7 @@ LADDER = (
     "stages.modern",
     # beside the ladder: each names the rung that it is compared with as AFTER
     "stages.previous_token",
+    "stages.ablation",
     "stages.averaging",
     "stages.distillation",
 )
