@@ -1,29 +1,34 @@
 """Measure a mixture of models: the exact loss of the mean of their probabilities, and of each model alone.
 
 A model is a checkpoint, or the latest of a rung. All have to be of the same text, and of the same split of it. All are
-read in windows of the smallest block size among them, so one with a larger block size loses something here. Nothing is
-logged, since the log's rows are evaluations of single runs; the lines name the runs instead.
+read in windows of the smallest block size among them, so one with a larger block size loses something here. With
+--loss-csv, the mixture joins a log: a row of the rung "mixture", which plots and tables of the ladder leave out, and
+whose flags are the names of the runs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import Corpus, UserError, consecutive_windows, load_corpus
+from data import Corpus, LossLog, UserError, consecutive_windows, load_corpus
 from helper_scripts.models import Trained, load_models
 from training.cli import errors_in_one_line, parse
 from training.config import RUNS_DIR
-from training.device import choose_device, describe
+from training.device import choose_device, describe, processor
 from training.evaluate import exact_loss
 from training.generation import mix
+from training.loop import train_piece
+from training.provenance import commit, run_name
 from training.run import count_parameters
 
 
@@ -33,6 +38,7 @@ class Options:
     corpus: str = ""  # the text that they were trained on; by default where the first one's run found it
     device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
     runs_dir: Path = RUNS_DIR  # where the checkpoints are
+    loss_csv: Path | None = None  # the log that the mixture joins; by default none
 
 
 class Mixture(nn.Module):
@@ -54,6 +60,8 @@ def main() -> None:
         options = parse(Options, description=__doc__)
         if len(options.models) < 2:
             raise UserError("name two models or more, checkpoints or rungs")
+        if options.loss_csv:
+            LossLog(options.loss_csv).check()
         device = choose_device(options.device)
         trained = load_models(options.runs_dir, options.models)
         corpus = common_corpus(trained, options.corpus).to(device)
@@ -69,6 +77,44 @@ def main() -> None:
         for loss, size, run in zip(losses, sizes, runs, strict=True):
             print(f"loss {loss:.4f}, {size:,} parameters: {run}")
         print(f"loss {mixed:.4f}, {sum(sizes):,} parameters: mixture of {', '.join(runs)}")
+        if options.loss_csv:
+            *_, train_loss = measure([each.model for each in trained], train_piece(corpus), block_size)
+            LossLog(options.loss_csv).append(row(trained, device, train_loss, mixed))
+
+
+def row(trained: Sequence[Trained], device: torch.device, train_loss: float, val_loss: float) -> dict:
+    """The mixture's row of the log: what was spent on its models, and what they have in common."""
+    every = [each.metadata for each in trained]
+    flags = " ".join(each["run"] for each in every)
+    steps = sum(each["steps"] for each in every)
+
+    def common(name: str) -> str:
+        return " ".join(dict.fromkeys(str(each[name]) for each in every))
+
+    return {
+        "run": run_name("mixture", every[0]["seed"]),
+        "rung": "mixture",
+        "seed": every[0]["seed"],
+        "step": steps,
+        "steps": steps,
+        "train_loss": f"{train_loss:.6f}",
+        "val_loss": f"{val_loss:.6f}",
+        "tokens": sum(e.metadata["steps"] * e.config.batch_size * e.config.block_size for e in trained),
+        "seconds": f"{sum(each.seconds for each in trained):.2f}",
+        "parameters": sum(each["parameters"] for each in every),
+        "device": device.type,
+        "precision": "fp32",
+        "corpus": every[0]["corpus"],
+        "corpus_sha256": every[0]["corpus_sha256"],
+        "config": hashlib.sha256(flags.encode("utf-8")).hexdigest()[:8],
+        "flags": flags,
+        "rung_code": common("rung_code"),
+        "shared_code": common("shared_code"),
+        "commit": commit(),
+        "torch": str(torch.__version__),
+        "processor": processor(device),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def common_corpus(trained: Sequence[Trained], which: str) -> Corpus:

@@ -37,6 +37,7 @@ class Trained:
     config: TrainConfig
     tokenizer: CharTokenizer
     metadata: dict  # the run's name, its corpus and so on (training/record.py)
+    seconds: float  # that it was trained for
 
 
 def check_rungs(*names: str) -> None:
@@ -195,7 +196,7 @@ def load_model(path: Path) -> Trained:
         model.load_state_dict(content["weights"])
     except Exception as error:
         raise UserError(f"{path} does not fit {rung} as it is now: {one_line(error)}; train it again") from None
-    return Trained(path, model.eval(), config, tokenizer, content["metadata"])
+    return Trained(path, model.eval(), config, tokenizer, content["metadata"], content["seconds"])
 
 
 def _check_sizes(config: TrainConfig, largest: dict[str, int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from data import load_corpus, read_log
 from helper_scripts import mixture, sample
 from helper_scripts.mixture import Mixture, measure
 from helper_scripts.models import load_model
+from helper_scripts.results import Selection, load_results
 from stages import modern, pre_norm
 from training import run
 from training.generation import mix, stream
@@ -174,6 +176,21 @@ def test_a_mixture_is_measured_where_its_models_were_validated(names, holdout, f
     assert mixed < sum(alone) / 2
     size = sum(log.loc[runs, "parameters"])
     assert lines[2:] == [f"loss {mixed:.4f}, {size:,} parameters: mixture of {', '.join(runs)}"]
+
+
+def test_a_mixture_joins_a_log_as_a_row_of_its_own(folder, say, tmp_path):
+    path, selection = tmp_path / "log.csv", Selection(tmp_path / "log.csv", corpus="words.txt", variants=True)
+    path.write_bytes((folder / "log.csv").read_bytes())
+    ladder = load_results(selection)
+    said = say(mixture, ["gpt", "gpt1"], "--loss-csv", path)
+    row, runs = read_log(path).iloc[-1], read_log(path).groupby("run").last()
+    names = [torch.load(folder / f"{name}.pt", weights_only=True)["metadata"]["run"] for name in ("gpt", "gpt1")]
+    assert row["rung"] == "mixture" and row["flags"].split() == names
+    assert f"loss {row['val_loss']:.4f}, {row['parameters']:,} parameters: mixture" in said
+    for column in ("steps", "tokens", "parameters"):
+        assert row[column] == runs.loc[names, column].sum()
+    assert row["train_loss"] < runs.loc[names, "train_loss"].mean()
+    pd.testing.assert_frame_equal(load_results(selection).rows, ladder.rows)  # tables and plots go on as before
 
 
 def test_models_of_other_contexts_are_measured_in_the_smallest(say):
