@@ -116,6 +116,8 @@ def shortened(command: str, folder: Path, text_file: Path, results_csv: Path, mo
         return [*words, "bigram", *corpus, "--seconds", "0.01", "--rounds", "0", "--text-mb", "1", "--device", "cpu"]
     if name == "sample":
         return [*words, "--runs-dir", str(models), "--device", "cpu", "--length", "9"]
+    if name == "shapes":
+        return [*words, *corpus, "--device", "cpu"]
     if name == "mixture":
         return [*words, "--runs-dir", str(models), "--device", "cpu"]
     assert name in ("plot_loss", "ladder_table", "compare", "controls") and "--write" not in words

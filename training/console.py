@@ -12,6 +12,7 @@ from data import Corpus
 from training.cli import as_typed
 from training.config import TrainConfig
 from training.device import describe
+from training.overfitting import lowest_before_overfitting
 from training.record import Record
 from training.state import Evaluation, State
 from training.throughput import Throughput, epochs
@@ -90,7 +91,9 @@ def report(sample: str, config: TrainConfig, state: State, record: Record, secon
     first, last = state.evaluations[0], state.evaluations[-1]
     print(f"\n{sample}\n")
     print(f"validation loss {last.val_loss:.4f} after {last.seconds:.1f} s of training")
-    if last.val_loss > first.val_loss:
+    if lowest := lowest_before_overfitting(state.evaluations):
+        _say_that_it_overfits(config, lowest)
+    elif last.val_loss > first.val_loss:
         print(
             f"WARNING: the run has diverged: its loss began at {first.val_loss:.4f}; try a smaller --learning-rate",
             file=sys.stderr,
@@ -106,3 +109,13 @@ def report(sample: str, config: TrainConfig, state: State, record: Record, secon
             f"this took {seconds / 60:.2f} minutes, not {config.minutes:g}: the machine was {change} than while its "
             f"first steps were timed; at this speed, --steps {max(1, config.steps + int(off / step))} fills them"
         )
+
+
+def _say_that_it_overfits(config: TrainConfig, lowest: Evaluation) -> None:
+    """With the flags that this rung has, and that this run was given."""
+    shorter = "--minutes" if config.minutes else "--steps"
+    dropout = f", or more --dropout than {config.dropout:g}" if hasattr(config, "dropout") else ""
+    print(
+        f"overfitting: the validation loss was lowest at step {lowest.step:,}, {lowest.val_loss:.4f}, and rose while "
+        f"the train loss fell; try fewer {shorter}{dropout}"
+    )

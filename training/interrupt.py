@@ -8,6 +8,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from tqdm import tqdm
+
 from training import ranks
 
 # Ctrl-C; a polite kill; a closed terminal. Ctrl-Break is Windows' own, and SIGHUP it does not have.
@@ -60,3 +62,12 @@ def stop_on_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def steps_until(stop: Stop, done: int, steps: int, bar: tqdm) -> Iterator[int]:
+    """The steps that follow `done` others, counted on `bar`, up to `steps` of them all or until a signal has come."""
+    for step in range(done, steps):
+        if stop.wanted():
+            return
+        yield step
+        bar.update()

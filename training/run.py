@@ -6,29 +6,28 @@ import contextlib
 import inspect
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from data import Corpus, load_corpus
 from training import console, ranks
+from training.beginning import begin, plan
 from training.cli import errors_in_one_line, parse, unbreakable_output
 from training.config import TrainConfig
 from training.device import choose_device, choose_precision, compile_pays
 from training.device_check import check_device
 from training.generation import encode_prompt, generate
 from training.hooks import prepare
-from training.interrupt import Stop, stop_on_signals
+from training.interrupt import Stop, steps_until, stop_on_signals
 from training.loop import train
-from training.minutes import beginning, is_large_enough, rough_plan, settle, sizes
+from training.minutes import is_large_enough, sizes
 from training.record import Record, check_outputs
-from training.resume import threads_before
 from training.state import Evaluation, State
-from training.threads import threads_are_free, threads_put_back, with_fastest_threads
+from training.threads import choose_threads, threads_put_back
 from training.throughput import Throughput, measure_throughput
 
 OnEvaluation = Callable[[Evaluation], None]
@@ -48,7 +47,7 @@ def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: S
 def train_rung(
     language_model: type[nn.Module],
     config: TrainConfig,
-    on_evaluation: OnEvaluation | None = None,
+    on_evaluation: OnEvaluation = lambda evaluation: None,
     started: float | None = None,
 ) -> Evaluation:
     """Train one rung as `config` says; returns the last evaluation.
@@ -59,45 +58,36 @@ def train_rung(
     started = time.perf_counter() if started is None else started
     script, device = Path(inspect.getfile(language_model)), choose_device(config.device)
     with ranks.process_group(device), unbreakable_output(), threads_put_back():
-        corpus, threads = None, torch.get_num_threads()
-        for candidate, too_many_epochs in sizes(config):
-            torch.set_num_threads(threads)
-            corpus, model, precision = set_up(language_model, candidate, device, corpus)
-            config, throughput = choose_threads(model, corpus, candidate, precision, script.stem)
-            if is_large_enough(config, throughput, corpus, too_many_epochs):
-                break
+        corpus, model, config, precision, throughput = choose_size(language_model, config, device)
         console.say_what_starts(script, corpus, config, count_parameters(model), precision)
         throughput, compiled = choose_compile(model, corpus, config, precision, throughput)
         if config.minutes:
             config = plan(corpus, config, throughput, started)
             model = build_model(language_model, corpus, config)  # with the dropout of the plan
         state = State.at_start(model, config, compiled=compiled)
-
         with stop_on_signals() as stop:
             if config.minutes:
                 config = begin(state, corpus, config, precision, throughput, started, script, stop)
             with contextlib.closing(Record(script, config, corpus, count_parameters(model), precision)) as record:
-                record.open(state)
-                if config.minutes:  # the run has begun, and can be saved now that its steps are settled
-                    record.save_and_log(state)
-                    if on_evaluation:
-                        on_evaluation(state.evaluations[0])
-                else:
-                    console.say_how_long(config, state, throughput)
-                with console.progress_bar(script.stem, state.step, config.steps) as bar:
-                    steps = steps_until(stop, state.step, config.steps, bar)
-                    for evaluation in train(state, corpus, config, record.precision, steps):
-                        record.save_and_log(state)
-                        console.show_evaluation(evaluation, bar)
-                        if on_evaluation:
-                            on_evaluation(evaluation)
-                if state.step < config.steps:  # saved here, where a second signal does not end it
-                    record.save(state)
-                    console.say_how_to_go_on(script, config, state, record)
-                    raise SystemExit(stop.exit_status)
+                train_and_record(state, record, throughput, stop, on_evaluation)
         if ranks.rank() == 0:
             console.report(sample(model, corpus, config), config, state, record, time.perf_counter() - started)
         return state.evaluations[-1]
+
+
+def choose_size(
+    language_model: type[nn.Module], config: TrainConfig, device: torch.device
+) -> tuple[Corpus, nn.Module, TrainConfig, str, Throughput]:
+    """The corpus, the model, the settings, the precision and the throughput of the first size that is large enough."""
+    corpus, rung, threads = None, Path(inspect.getfile(language_model)).stem, torch.get_num_threads()
+    for candidate, too_many_epochs in sizes(config):
+        torch.set_num_threads(threads)
+        corpus, model, precision = set_up(language_model, candidate, device, corpus)
+        measure = partial(measure_throughput, model, corpus, candidate, precision)
+        config, throughput = choose_threads(measure, candidate, corpus, rung)
+        if is_large_enough(config, throughput, corpus, too_many_epochs):
+            break
+    return corpus, model, config, precision, throughput
 
 
 def set_up(
@@ -131,26 +121,6 @@ def build_model(language_model: type[nn.Module], corpus: Corpus, config: TrainCo
     return model
 
 
-def choose_threads(
-    model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, rung: str
-) -> tuple[TrainConfig, Throughput]:
-    """`config` with its number of threads, where that is not what torch takes by itself, and how fast it goes then."""
-
-    def measure() -> Throughput:
-        return measure_throughput(model, corpus, config, precision)
-
-    if config.threads != "auto":
-        torch.set_num_threads(config.threads)
-    elif threads_are_free(corpus.train.device):
-        if not config.resume:
-            every, throughput = torch.get_num_threads(), with_fastest_threads(measure, config)
-            chosen = torch.get_num_threads()
-            return (config if chosen == every else replace(config, threads=chosen)), throughput
-        if before := threads_before(rung, config, corpus.sha256):
-            torch.set_num_threads(before)
-    return config, measure()
-
-
 def choose_compile(
     model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, throughput: Throughput
 ) -> tuple[Throughput, bool]:
@@ -165,51 +135,30 @@ def choose_compile(
         return throughput, False
 
 
-def plan(corpus: Corpus, config: TrainConfig, throughput: Throughput, started: float) -> TrainConfig:
-    """The rough plan of a run of given minutes: rank 0's, on every rank."""
-    if ranks.rank() == 0:
-        config = rough_plan(config, throughput, 60 * config.minutes - (time.perf_counter() - started), corpus)
-    return ranks.broadcast(config)
+def train_and_record(
+    state: State, record: Record, throughput: Throughput, stop: Stop, on_evaluation: OnEvaluation
+) -> None:
+    """Train from where the run is, to its end; save, log and show each evaluation.
 
-
-def begin(
-    state: State,
-    corpus: Corpus,
-    planned: TrainConfig,
-    precision: str,
-    throughput: Throughput,
-    started: float,
-    script: Path,
-    stop: Stop,
-) -> TrainConfig:
-    """Train the beginning of the planned run, and settle its steps by the time that took: rank 0's, on every rank."""
-    console.say_what_is_planned(planned)
-    began, ended = time.perf_counter(), []  # when each step ended; the first is slower than all others
-
-    def steps(bar: tqdm) -> Iterator[int]:
-        for step in steps_until(stop, 0, beginning(planned), bar):
-            yield step
-            ended.append(time.perf_counter())
-
-    with console.progress_bar(script.stem, 0, planned.steps) as bar:
-        unevaluated = replace(planned, eval_interval=planned.steps)
-        for evaluation in train(state, corpus, unevaluated, precision, steps(bar)):
+    Raises SystemExit, once the run is saved, where a signal ends it before.
+    """
+    corpus, config = record.corpus, record.config
+    record.open(state)
+    if config.minutes:  # the run has begun, and can be saved now that its steps are settled
+        record.save_and_log(state)
+        on_evaluation(state.evaluations[0])
+    else:
+        console.say_how_long(config, state, throughput)
+    with console.progress_bar(record.script.stem, state.step, config.steps) as bar:
+        steps = steps_until(stop, state.step, config.steps, bar)
+        for evaluation in train(state, corpus, config, record.precision, steps):
+            record.save_and_log(state)
             console.show_evaluation(evaluation, bar)
-            evaluated = time.perf_counter()
-        bar.leave = False  # another goes on from here
-    throughput = throughput.observed(ended, evaluated - began)
-    left = 60 * planned.minutes - (time.perf_counter() - started)
-    config = ranks.broadcast(settle(planned, throughput, left, state.step))
-    console.say_what_was_settled(script, config, corpus)
-    return config
-
-
-def steps_until(stop: Stop, done: int, steps: int, bar: tqdm) -> Iterator[int]:
-    for step in range(done, steps):
-        if stop.wanted():
-            return
-        yield step
-        bar.update()
+            on_evaluation(evaluation)
+    if state.step < config.steps:  # saved here, where a second signal does not end it
+        record.save(state)
+        console.say_how_to_go_on(record.script, config, state, record)
+        raise SystemExit(stop.exit_status)
 
 
 def sample(model: nn.Module, corpus: Corpus, config: TrainConfig) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
+from data import Corpus
 from training import ranks
 from training.config import TrainConfig
+from training.resume import threads_before
 from training.throughput import Throughput
 
 WORTH_TIMING = 60  # seconds; a shorter run takes the threads that torch does
@@ -24,6 +27,25 @@ def threads_put_back() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def choose_threads(
+    measure: Callable[[], Throughput], config: TrainConfig, corpus: Corpus, rung: str
+) -> tuple[TrainConfig, Throughput]:
+    """`config` with its number of threads, where that is not what torch takes by itself, and what `measure` says then.
+
+    A run that is resumed keeps the number that it had.
+    """
+    if config.threads != "auto":
+        torch.set_num_threads(config.threads)
+    elif threads_are_free(corpus.train.device):
+        if not config.resume:
+            every, throughput = torch.get_num_threads(), with_fastest_threads(measure, config)
+            chosen = torch.get_num_threads()
+            return (config if chosen == every else replace(config, threads=chosen)), throughput
+        if before := threads_before(rung, config, corpus.sha256):
+            torch.set_num_threads(before)
+    return config, measure()
 
 
 def threads_are_free(device: torch.device) -> bool:

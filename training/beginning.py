@@ -1,0 +1,58 @@
+"""The beginning of a run of given minutes: planned roughly, then trained and timed, to settle the number of steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data import Corpus
+from training import console, ranks
+from training.config import TrainConfig
+from training.interrupt import Stop, steps_until
+from training.loop import train
+from training.minutes import beginning, rough_plan, settle
+from training.state import State
+from training.throughput import Throughput
+
+
+def plan(corpus: Corpus, config: TrainConfig, throughput: Throughput, started: float) -> TrainConfig:
+    """The rough plan of a run of given minutes: rank 0's, on every rank."""
+    if ranks.rank() == 0:
+        config = rough_plan(config, throughput, 60 * config.minutes - (time.perf_counter() - started), corpus)
+    return ranks.broadcast(config)
+
+
+def begin(
+    state: State,
+    corpus: Corpus,
+    planned: TrainConfig,
+    precision: str,
+    throughput: Throughput,
+    started: float,
+    script: Path,
+    stop: Stop,
+) -> TrainConfig:
+    """Train the beginning of the planned run, and settle its steps by the time that took: rank 0's, on every rank."""
+    console.say_what_is_planned(planned)
+    began, ended = time.perf_counter(), []  # when each step ended; the first is slower than all others
+
+    def steps(bar: tqdm) -> Iterator[int]:
+        for step in steps_until(stop, 0, beginning(planned), bar):
+            yield step
+            ended.append(time.perf_counter())
+
+    with console.progress_bar(script.stem, 0, planned.steps) as bar:
+        unevaluated = replace(planned, eval_interval=planned.steps)
+        for evaluation in train(state, corpus, unevaluated, precision, steps(bar)):
+            console.show_evaluation(evaluation, bar)
+            evaluated = time.perf_counter()
+        bar.leave = False  # another goes on from here
+    throughput = throughput.observed(ended, evaluated - began)
+    left = 60 * planned.minutes - (time.perf_counter() - started)
+    config = ranks.broadcast(settle(planned, throughput, left, state.step))
+    console.say_what_was_settled(script, config, corpus)
+    return config
