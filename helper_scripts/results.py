@@ -196,6 +196,8 @@ def _of_settings(rows: pd.DataFrame, label: str, flags: str, notes: list[str]) -
     check_rungs(rung)
     config, code = None, None
     rows = rows[(rows["rung"] == rung) & rows["commit"].str.startswith(commit)]
+    if rows.empty:
+        return rows, []
     try:
         code = rung_code(rung_path(rung))
         config = config_of(full)
