@@ -1,9 +1,9 @@
 """Say which of two rungs is better, if that can be said.
 
-Without names: each rung against the one before it, or the one that it names as AFTER. With two: the second against the
-first. A name is a rung; a rung and its flags, in quotes ("feed_forward --n-layer 3"); or either with @COMMIT behind it,
-for a rung before and after a change. Runs are compared seed by seed, for those seeds that both have: rungs of one batch
-and context size see the same batches for the same seed.
+Without names: each rung against the one before it, or the one that it names as AFTER. With names: each of the others
+against the first. A name is a rung; a rung and its flags, in quotes ("feed_forward --n-layer 3"); or either with
+@COMMIT behind it, for a rung before and after a change. Runs are compared seed by seed, for those seeds that both have:
+rungs of one batch and context size see the same batches for the same seed.
 """
 
 from __future__ import annotations
@@ -28,33 +28,40 @@ MOST_SEEDS = 1000  # the most that it is worth naming
 
 @dataclass(frozen=True)
 class Options(Selection):
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # two rungs to compare; none is the whole ladder
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # each against the first; none is the whole ladder
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        lines = two_rungs(options) if options.names else whole_ladder(load_results(options))
+        lines = against_the_first(options) if options.names else whole_ladder(load_results(options))
         print("\n".join(lines))
 
 
-def two_rungs(options: Options) -> list[str]:
-    """The verdict on the two that were named, and what had to be left out of their runs."""
-    if len(set(options.names)) != 2 or len(options.names) != 2:
-        raise UserError(f"two different rungs are compared; name two, not {' and '.join(map(repr, options.names))}")
-    results = load_results(options, labels=options.names)
-    one, other = (results.runs(name).iloc[0] for name in options.names)
+def against_the_first(options: Options) -> list[str]:
+    """The verdicts on those that were named, and what had to be left out of their runs."""
+    first, *others = names = options.names
+    if len(set(names)) < max(2, len(names)):
+        raise UserError(f"different rungs are compared; name two or more, not {' and '.join(map(repr, names))}")
+    results = load_results(options, labels=names)
+    lines = []
+    for other in others:
+        lines += [verdict(first, other, results.losses(first), results.losses(other)), *_apart(results, first, other)]
+    return [*lines, *results.left_out]
+
+
+def _apart(results: Results, name: str, other_name: str) -> list[str]:
+    """In what code two labels differ. Raises UserError where that, or the split, forbids to compare them."""
+    one, other = (results.runs(each).iloc[0] for each in (name, other_name))
     if ("--holdout" in one["flags"].split()) != ("--holdout" in other["flags"].split()):
         raise UserError("one was validated on the held-out end of the train split (--holdout), the other was not")
-    lines = []
-    for column in CODE if "@" in "".join(options.names) else CODE[1:]:
+    of_commits, lines = "@" in name + other_name, []
+    for column in CODE if of_commits else CODE[1:]:
         if one[column] != other[column] and (column == "shared_code" or one["rung"] == other["rung"]):
             lines.append(f"their {column.replace('_', ' ')} differs: {one[column]} and {other[column]}")
-    if lines and "@" not in "".join(options.names):
-        raise UserError(
-            f"not compared: {lines[0]}; train both again, or name a commit, as in {options.names[0]}@COMMIT"
-        )
-    return [verdict(*options.names, *map(results.losses, options.names)), *lines, *results.left_out]
+    if lines and not of_commits:
+        raise UserError(f"not compared: {lines[0]}; train both again, or name a commit, as in {name}@COMMIT")
+    return lines
 
 
 def whole_ladder(results: Results) -> list[str]:

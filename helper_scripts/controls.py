@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import LOSS_CSV
-from helper_scripts.compare import change
-from helper_scripts.ladder_table import mean_and_spread
+from helper_scripts.ladder_table import markdown_table
 from helper_scripts.results import Results, Selection, load_results
 from training.cli import errors_in_one_line, parse
 
@@ -43,6 +42,7 @@ TABLES = {
     "Equal parameters": PARAMETERS,
     "Equal time": TIME,
 }
+COLUMNS = ("rung", "parameters", "FLOPs", "validation loss", "bits per character", "change, and its 95% interval")
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,13 @@ def main() -> None:
         labels = tuple(dict.fromkeys(sum(TABLES.values(), ())))
         results = load_results(Selection(options.loss_csv, options.corpus), labels)
         for name, rows in TABLES.items():
-            print(f"{name}:\n\n{table(results, rows)}\n")
+            print(f"{name}:\n\n{table(results, rows, (*COLUMNS, 'seconds'))}\n")
         print(*results.left_out, sep="\n", end="\n" * bool(results.left_out))
 
 
-def table(results: Results, labels: tuple[str, ...]) -> str:
+def table(results: Results, labels: tuple[str, ...], columns: tuple[str, ...] = COLUMNS) -> str:
     """A row for each of `labels`, and what it changes about the one before."""
-    lines = ["| | parameters | seconds | validation loss | change, and its 95% interval |", "|---|---|---|---|---|"]
-    for before, label in zip((None, *labels), labels, strict=False):
-        runs, losses = results.runs(label), results.losses(label)
-        sizes = f"{runs['parameters'].iloc[0]:,} | {runs['seconds'].mean():,.0f}"
-        changed = change(results.losses(before), losses) if before else ""
-        lines.append(f"| `{label}` | {sizes} | {mean_and_spread(losses)} | {changed} |")
-    return "\n".join(lines)
+    return markdown_table(results, columns, dict(zip(labels, (None, *labels), strict=False)))
 
 
 if __name__ == "__main__":

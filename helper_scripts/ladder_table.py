@@ -1,15 +1,15 @@
-"""Print the ladder as a Markdown table from the loss log; with --write, put it between two markers of a page."""
+"""Print the ladder as a Markdown table from the loss log."""
 
 from __future__ import annotations
 
 import ast
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from data import UserError
-from data.files import atomic_write
 from data.sources import TINY_SHAKESPEARE
 from helper_scripts.compare import change
 from helper_scripts.models import rung_path, training_flops
@@ -28,54 +28,48 @@ WRITE_UP = {
     "gpt": 1.48,
 }
 
+COLUMNS = (  # losses in nats per character; FLOPs of forward, backward and update; characters that were trained on
+    "rung",
+    "adds",
+    "validation loss",
+    "bits per character",
+    "write-up",
+    "change, and its 95% interval",
+    "parameters",
+    "FLOPs a character",
+    "characters",
+)
+
 
 @dataclass(frozen=True)
 class Options(Selection):
-    write: Path | None = None  # a Markdown file with the two markers, between which to put the table
+    rungs: tuple[str, ...] = ()  # the rungs to show, by name; none is all
 
 
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        results = load_results(options)
-        table, name = markdown_table(results), f"{options.preset or 'ladder'}{' holdout' * options.holdout} table"
-        if options.write:
-            write_between_markers(options.write, table, name)
-            table = f"wrote the {name} into {options.write}"
-        print(table, *results.left_out, sep="\n")
+        results = load_results(options, options.rungs)
+        print(markdown_table(results), *results.left_out, sep="\n")
 
 
-def markdown_table(results: Results) -> str:
-    """A row a rung, in ladder order; losses as mean ± standard deviation over n seeds.
+def markdown_table(
+    results: Results, columns: Sequence[str] = (), before: Mapping[str, str | None] | None = None
+) -> str:
+    """A row a label, a cell a column; by default all of COLUMNS that the results have figures for.
 
-    FLOPs are those of training on a character, its share of an update included; where they cannot be counted there is
-    a dash, and results.left_out gets a line. Characters are those that were trained on.
+    before: the labels to show, and what each is compared with; by default all, compared as results.before says. Where
+    FLOPs cannot be counted there is a dash, and results.left_out gets a line.
     """
+    before = {label: results.before(label) for label in results.order} if before is None else before
     written_up = results.corpus == TINY_SHAKESPEARE and not results.flags
-    columns = ["rung", "adds", "validation loss", "change, and its 95% interval", "parameters", "FLOPs a character"]
-    columns[3:3] = ["write-up"] * written_up
-    lines = [[*columns, "characters"], ["---"] * (len(columns) + 1)]
-    for label in results.order:
-        runs, before = results.runs(label), results.before(label)
-        first = runs.iloc[0]
-        try:
-            flops = f"{training_flops(results.full(label), int(first['parameters'])) / 1e3:,.0f} k"
-        except UserError as error:
-            flops = "-"
-            results.left_out.append(f"no FLOPs of {label}: {error}")
-        lines.append(
-            [
-                f"`{label}`",
-                describe(first["rung"]),
-                mean_and_spread(runs["val_loss"]),
-                *([f"{WRITE_UP[label]:.2f}" if label in WRITE_UP else ""] * written_up),
-                change(results.losses(before), results.losses(label)) if before else "",
-                f"{first['parameters']:,}",
-                flops,
-                f"{first['tokens'] / 1e6:.2f} M",
-            ]
-        )
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    columns = columns or [column for column in COLUMNS if written_up or column != "write-up"]
+    rows = [[_cell(column, results, label, other) for column in columns] for label, other in before.items()]
+    return markdown([columns, ["---"] * len(columns), *rows])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def mean_and_spread(losses: pd.Series) -> str:
@@ -93,23 +87,45 @@ def describe(rung: str) -> str:
     return docstring.partition("\n")[0].partition(": ")[2].rstrip(".")
 
 
-def write_between_markers(path: Path, text: str, name: str) -> None:
-    """Put `text` between the markers of that name, with the page's own line ends.
+def _cell(column: str, results: Results, label: str, before: str | None) -> str:
+    runs = results.runs(label)
+    first, losses = runs.iloc[0], runs["val_loss"]
+    match column:
+        case "rung":
+            return f"`{label}`"
+        case "adds":
+            return describe(first["rung"])
+        case "validation loss":
+            return mean_and_spread(losses)
+        case "bits per character":
+            return f"{losses.mean() / math.log(2):.3f}"
+        case "write-up":
+            return f"{WRITE_UP[label]:.2f}" if label in WRITE_UP else ""
+        case "change, and its 95% interval":
+            if before and not results.comparable(before, label):
+                return "not compared: other shared code"
+            return change(results.losses(before), results.losses(label)) if before else ""
+        case "parameters":
+            return f"{first['parameters']:,}"
+        case "FLOPs a character":
+            return _flops(results, label, first["parameters"], "{:,.0f} k", 1e-3)
+        case "FLOPs":
+            return _flops(results, label, first["parameters"], "{:,.0f} G", 1e-9 * first["tokens"])
+        case "characters":
+            return f"{first['tokens'] / 1e6:.2f} M"
+        case "seconds":
+            return f"{runs['seconds'].mean():,.0f}"
+    raise KeyError(column)
 
-    Raises UserError where the file or a marker is missing, or it cannot be written; it is then as it was.
-    """
-    opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+def _flops(results: Results, label: str, parameters: int, shown: str, factor: float) -> str:
+    """Those of training on a character, times a factor, in the format `shown`."""
     try:
-        page = path.read_bytes().decode("utf-8")
-        before, begin, rest = page.partition(opening)
-        _, end, after = rest.partition(closing)
-        if not end:
-            raise UserError(f"{path} lacks the lines {opening} and {closing}; put them where the table is to go")
-        new = f"{begin}\n{text}\n{end}".replace("\n", "\r\n" if "\r\n" in page else "\n")
-        with atomic_write(path) as file:
-            file.write(f"{before}{new}{after}".encode())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', error)}; name another --write") from None
+        return shown.format(factor * training_flops(results.full(label), int(parameters)))
+    except UserError as error:
+        line = f"no FLOPs of {label}: {error}"
+        results.left_out.extend([line] * (line not in results.left_out))
+        return "-"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ The ladder has a point a run, and the mean's 95% interval. Runs that may not be 
 from __future__ import annotations
 
 import math
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,8 @@ from helper_scripts.results import Results, Selection, load_results
 from training.cli import errors_in_one_line, parse
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
-COLUMNS = 4  # of panels
+COLUMNS = 3  # of panels
+WIDTH = 5.0  # inches; so a picture that is shown as wide as a phone has letters as large as the text around it
 
 X = {"steps": "step", "seconds": "seconds", "characters": "tokens"}  # columns of the log
 
@@ -63,7 +65,7 @@ def write_plot(results: Results, out: Path, *, x: str = "steps") -> None:
     figure = draw(results, Figure(), x)
     try:
         with atomic_write(out) as file:
-            figure.savefig(file, format=out.suffix.lower().lstrip("."), dpi=150)
+            figure.savefig(file, format=out.suffix.lower().lstrip("."), dpi=200, facecolor="white")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; choose another picture with --out") from None
     runs = results.rows["run"].nunique()
@@ -71,7 +73,7 @@ def write_plot(results: Results, out: Path, *, x: str = "steps") -> None:
 
 
 def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
-    """A panel of curves for each label of `results`, and at the right the ladder of final losses."""
+    """A panel of curves for each label of `results`, and below them the ladder of final losses."""
     import seaborn as sns  # takes seconds, and the processes of run_ladder.py import this file too
 
     order, rows = results.order, results.rows.copy()
@@ -80,37 +82,53 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
     palette = dict(zip(order, sns.husl_palette(len(order), h=0.6, s=0.9, l=0.55), strict=True))
     evaluations = rows.groupby("label")["step"].nunique()
     panels = [label for label in order if evaluations[label] > 1]  # one point makes no curve
-    columns = max(1, min(COLUMNS, len(panels)))
-    height = max(1, math.ceil(len(panels) / columns))
-    figure.set_size_inches(3.1 * columns + 4.6, max(4.4, 3.3 * height + 0.9))
+    heights = [1.0 + 1.5 * math.ceil(len(panels) / COLUMNS), 0.9 + 0.26 * len(order)]
+    figure.set_size_inches(WIDTH, sum(heights))
     figure.set_layout_engine("constrained")
-    with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
-        grid = figure.add_gridspec(height, columns + 1, width_ratios=[1] * columns + [1.5])
-        for number, label in enumerate(panels):
-            panel = figure.add_subplot(grid[number // columns, number % columns])
-            own, before = rows[rows["label"] == label], results.before(label)
-            if before:
-                sns.lineplot(rows[rows["label"] == before], x="x", y="val_loss", color="0.6", errorbar=None, ax=panel)
-            colour = {"color": palette[label], "ax": panel}
-            sns.lineplot(own, x="x", y="train_loss", linestyle=":", errorbar=None, **colour)
-            sns.lineplot(own, x="x", y="val_loss", linewidth=2, errorbar="sd", **colour)
-            peers = rows[rows["label"].isin(_peers(results, label))]
-            panel.set(xlabel=x, ylabel="" if number % columns else "nats per character")
-            panel.set_ylim(_window(peers, results.losses(before).mean() if before else 0.0))
-            panel.set_xlim(0, max(1e-9, (own if x == "seconds" else peers)["x"].max()))
-            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-            losses = results.losses(label)
-            spread = f" ± {losses.std():.3f}" if len(losses) > 1 else ""
-            panel.set_title(f"{label}\n{losses.mean():.3f}{spread} (n = {len(losses)})", fontsize="medium")
-        _ladder(sns, figure.add_subplot(grid[:, columns]), results, palette)
-    lines = {"validation": {"linewidth": 2}, "train": {"linestyle": ":"}}
-    if any(map(results.before, panels)):
-        lines["validation of the rung before" + ", or without the flags" * (" " in "".join(order))] = {"color": "0.6"}
-    handles = [Line2D([], [], **{"color": "black"} | style) for style in lines.values()]
-    figure.legend(handles, list(lines), loc="outside lower center", ncols=4)
+    with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
+        curves, ladder = figure.subfigures(2, 1, height_ratios=heights)
+        if panels:
+            _curves(sns, curves, results, rows, panels, palette, x)
+        _ladder(sns, ladder.subplots(), results, palette)
     what = f"{results.corpus}{results.flags and f', {results.flags}'}"
-    figure.suptitle(f"What each part of a GPT buys: {what}, mean and standard deviation over seeds")
+    figure.suptitle(f"{what}:\nmeans over seeds, with a band of a standard deviation", fontsize="medium")
     return figure
+
+
+def _curves(sns, figure, results: Results, rows: pd.DataFrame, labels: list[str], palette: dict, x: str) -> None:
+    """The panels, with the loss in nats per character against x. Axes have numbers where the next panel's differ."""
+    panels = {}
+    for number, label in enumerate(labels):
+        panel = panels[number] = figure.add_subplot(math.ceil(len(labels) / COLUMNS), COLUMNS, number + 1)
+        own, before = rows[rows["label"] == label], results.before(label)
+        if before:
+            sns.lineplot(rows[rows["label"] == before], x="x", y="val_loss", color="0.6", errorbar=None, ax=panel)
+        colour = {"color": palette[label], "ax": panel}
+        sns.lineplot(own, x="x", y="train_loss", linestyle=":", errorbar=None, **colour)
+        sns.lineplot(own, x="x", y="val_loss", linewidth=2, errorbar="sd", **colour)
+        peers = rows[rows["label"].isin(_peers(results, label))]
+        panel.set(xlabel="", ylabel="")
+        panel.set_ylim(_window(peers, results.losses(before).mean() if before else 0.0))
+        panel.set_xlim(0, max(1e-9, (own if x == "seconds" else peers)["x"].max()))
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.locator_params("x", nbins=4)
+        panel.locator_params("y", nbins=5)
+        losses = results.losses(label)
+        spread = f" ± {losses.std():.3f}" if len(losses) > 1 else ""
+        panel.set_title(f"{textwrap.fill(label, 20)}\n{losses.mean():.3f}{spread}", fontsize="medium")
+    for number, panel in panels.items():
+        left, below = panels.get(number - 1), panels.get(number + COLUMNS)
+        panel.tick_params(
+            labelleft=number % COLUMNS == 0 or left.get_ylim() != panel.get_ylim(),
+            labelbottom=below is None or below.get_xlim() != panel.get_xlim(),
+        )
+        panel.set_xlabel("" if below else x)
+    figure.supylabel("nats per character", fontsize="medium")
+    lines = {"validation": {"linewidth": 2}, "train": {"linestyle": ":"}}
+    if any(map(results.before, labels)):
+        lines["validation of the rung before" + ",\nor without the flags" * (" " in "".join(labels))] = {"color": "0.6"}
+    handles = [Line2D([], [], **{"color": "black"} | style) for style in lines.values()]
+    figure.legend(handles, list(lines), loc="outside lower center", ncols=3, fontsize="medium")
 
 
 def _ladder(sns, panel: Axes, results: Results, palette: dict) -> None:
@@ -124,10 +142,10 @@ def _ladder(sns, panel: Axes, results: Results, palette: dict) -> None:
         if len(losses) > 1 and low < high:
             low, high = stats.t.interval(0.95, len(losses) - 1, mean, stats.sem(losses))
             panel.errorbar(mean, row + 0.25, xerr=[[mean - low], [high - mean]], color="black", capsize=3, marker="|")
-        panel.annotate(f"{mean:.3f}", (mean, row), xytext=(0, 8), textcoords="offset points", ha="center")
-    panel.set(title="final validation loss of each run,\nand the mean's 95% interval", xlabel="nats per character")
-    panel.set(ylabel="")
-    panel.margins(x=0.15)
+        text = f"{mean:.3f} (n = {len(losses)})"
+        panel.annotate(text, (1, row), (6, 0), ("axes fraction", "data"), "offset points", va="center")
+    panel.set_title("final validation loss of each run,\nand the mean's 95% interval", fontsize="medium")
+    panel.set(xlabel="nats per character", ylabel="")
 
 
 def _peers(results: Results, label: str) -> set[str]:

@@ -33,6 +33,7 @@ from training.provenance import rung_code, shared_code
 
 START = re.compile(r"(--preset \S+)? ?(--holdout)? ?")  # of a run's flags, as `start_of` makes them
 CODE = ["rung_code", "shared_code"]
+MIXTURE = "mixture"  # in place of a rung, in a row for the mean of several runs' probabilities: no run of the ladder
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,22 @@ class Results:
     def before(self, label: str) -> str | None:
         """What `label` is compared with; None where there is nothing of the same shared code."""
         before = rung_before(label, self.order)
-        codes = {self.runs(each)["shared_code"].iloc[0] for each in (before, label) if each}
-        return before if len(codes) == 1 else None
+        return before if before and self.comparable(before, label) else None
+
+    def comparable(self, label: str, other: str) -> bool:
+        """Whether both are of the same shared code."""
+        return self.runs(label)["shared_code"].iloc[0] == self.runs(other)["shared_code"].iloc[0]
 
 
-def load_results(selection: Selection, labels: tuple[str, ...] = ()) -> Results:
+def load_results(selection: Selection, labels: tuple[str, ...] = (), *, partly: bool = False) -> Results:
     """Select from the log.
 
     labels: these alone; a rung, perhaps with flags, perhaps with @COMMIT behind it for the runs of that commit. What is
     in none of them then goes without saying. Raises UserError for a log that is missing, damaged, or has nothing to
-    show, and for a label without finished runs.
+    show, and for a label without finished runs; partly: unless another one has some.
     """
     rows, left_out, notes = read_log(selection.loss_csv), Counter(), []
+    rows = rows[rows["rung"] != MIXTURE]
 
     def keep(rows: pd.DataFrame, mask: pd.Series, reason: str) -> pd.DataFrame:
         left_out[reason] += rows[~mask]["run"].nunique()
@@ -146,7 +151,7 @@ def load_results(selection: Selection, labels: tuple[str, ...] = ()) -> Results:
             kinds = ", ".join(f"{kind} ({count})" for kind, count in counts.items())
             lines.append(f"these runs are not of one {column}, which may be part of what sets them apart: {kinds}")
     results = Results(rows, order, corpus, flags, lines, selection.loss_csv)
-    for label in labels:
+    for label in () if partly else labels:
         results.runs(label)
     if not labels:
         pairs = ((label, rung_before(label, results.order)) for label in results.order)
@@ -191,6 +196,8 @@ def _of_settings(rows: pd.DataFrame, label: str, flags: str, notes: list[str]) -
     check_rungs(rung)
     config, code = None, None
     rows = rows[(rows["rung"] == rung) & rows["commit"].str.startswith(commit)]
+    if rows.empty:
+        return rows, []
     try:
         code = rung_code(rung_path(rung))
         config = config_of(full)

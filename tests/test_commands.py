@@ -24,8 +24,7 @@ import gpt
 from data import LOSS_CSV, load_corpus, read_log
 from data.loss_log import COLUMNS
 from helper_scripts import benchmark, controls, ladder_table, workers
-from helper_scripts.models import RUNGS, rung_module, rungs_of
-from helper_scripts.results import Selection, load_results
+from helper_scripts.models import RUNGS, rung_module
 from training import ScaledConfig, run, train_rung
 from training.checkpoint import load_checkpoint
 from training.config import RUNS_DIR
@@ -37,7 +36,7 @@ HELPERS = [
     if "__main__" in path.read_text(encoding="utf-8")
 ]
 PAGES = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
-README, RUNNING = PAGES[ROOT / "README.md"], PAGES[ROOT / "docs" / "running.md"]
+README, RUNNING, RESULTS = (PAGES[ROOT / name] for name in ("README.md", "docs/running.md", "docs/results.md"))
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +119,8 @@ def shortened(command: str, folder: Path, text_file: Path, results_csv: Path, mo
         return [*words, *corpus, "--device", "cpu"]
     if name == "mixture":
         return [*words, "--runs-dir", str(models), "--device", "cpu"]
+    if name == "results_page":  # test_results_page.py lets it write
+        return ["--loss-csv", str(results_csv)]
     assert name in ("plot_loss", "ladder_table", "compare", "controls") and "--write" not in words
     picture = ["--out", str(folder / "curves.png")] * (name == "plot_loss" and "--out" not in words)
     return [*words, "--loss-csv", str(results_csv), *picture]
@@ -192,7 +193,7 @@ def train_all_here(planned, jobs, progress, finished):
 
 
 def test_the_pages_name_every_command():
-    named = {script(command) for command in COMMANDS}
+    named = {script(command) for command in COMMANDS} | set(map(script, re.findall(r"python [\w/]+\.py", RESULTS)))
     assert named >= {ROOT / "bigram.py", ROOT / "gpt.py", ROOT / "stages" / "residual.py"}
     assert len(HELPERS) >= 7 and named >= {Path(module.__file__) for module in HELPERS}
 
@@ -334,53 +335,3 @@ def test_the_table_of_presets_is_that_of_the_code():
         for preset, value in zip((None, *PRESETS), values, strict=True):
             there = getattr(gpt.Config.from_preset(preset), name.strip("`").removeprefix("--").replace("-", "_"))
             assert value.replace(",", "") == (there if isinstance(there, str) else f"{there:g}"), name
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """README, notes.md and the log as git has them, staged or committed: a run of one's own need not be in README."""
-
-    def staged(path: str) -> str:
-        done = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, capture_output=True, encoding="utf-8")
-        if done.returncode:
-            pytest.skip("not a git checkout")
-        return done.stdout
-
-    path = tmp_path_factory.mktemp("published") / "log.csv"
-    path.write_text(staged("data/loss_gpt_pd.csv"), encoding="utf-8", newline="\n")
-    return staged("README.md"), staged("notes.md"), path
-
-
-@pytest.mark.parametrize("preset", [None, "laptop"])
-def test_readmes_tables_are_those_of_the_log(preset, published):
-    readme, _, path = published
-    results = load_results(Selection(path, preset=preset))
-    assert {label.split()[0] for label in rungs_of(preset)} <= set(results.order)
-    name = f"{preset or 'ladder'} table"
-    table = ladder_table.markdown_table(results)
-    assert f"<!-- {name}: begin -->\n{table}\n<!-- {name}: end -->" in readme
-
-
-def test_losses_written_by_hand_are_those_of_the_log(published):
-    """README's comments on commands, and the chapters of notes.md, within their rounding."""
-    readme, notes, path = published
-    final = read_log(path).groupby("run").last()
-    commands = re.findall(r"python (?:stages/)?(\w+)\.py( --[^#]*?)? +# [^\n]*?: (\d\.\d+)", readme)
-    assert {(rung, flags) for rung, flags, _ in commands} >= {
-        ("gpt", ""), ("gpt", " --minutes 10"), ("modern", " --preset quick")
-    }  # fmt: skip
-    for rung, flags, written in commands:
-        if flags.startswith(" --minutes"):  # whose steps the minutes chose
-            fits = final["seconds"] < 60 * float(flags.split()[1])
-            losses = final[(final["rung"] == rung) & fits & final["flags"].str.startswith("--steps")]["val_loss"]
-        else:
-            losses = load_results(Selection(path), (rung + flags,)).losses(rung + flags)
-        digits = len(written.partition(".")[2])
-        assert written in {f"{loss:.{digits}f}" for loss in (*losses, losses.mean())}, rung + flags
-    results = load_results(Selection(path))
-    chapters = re.findall(r"^## (\d+)\. [^\n]*?: (\d\.\d+ ± \d\.\d+)$", notes, flags=re.MULTILINE)
-    assert len(chapters) >= 7
-    for number, written in chapters:
-        assert ladder_table.mean_and_spread(results.losses(RUNGS[int(number) - 1])).startswith(
-            "**{}** ± {} ".format(*written.split(" ± "))
-        ), f"chapter {number}"

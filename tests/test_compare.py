@@ -86,7 +86,7 @@ def test_the_ladder_rung_by_rung(log, command):
     assert said == "nothing to compare: there are runs of residual alone\n"
 
 
-def test_two_rungs_at_a_preset_and_nothing_about_others(log, command):
+def test_rungs_that_are_named_against_the_first_and_nothing_about_others(log, command):
     path = log(
         runs("gpt --preset laptop", 2.00, 2.01, 2.04),
         runs("rotary --preset laptop", 1.75, 1.76, 1.79),
@@ -97,6 +97,10 @@ def test_two_rungs_at_a_preset_and_nothing_about_others(log, command):
     for other, gain in (("rotary", "-0.2500"), ("rotary --n-layer 2", "-0.1000")):
         said = command(compare, "gpt", other, "--preset", "laptop", "--loss-csv", path)
         assert said == f"{other} is better than gpt: {gain} (95%: {gain} to {gain}, n = 3 seeds)\n"
+    both = command(compare, "gpt", "rotary --n-layer 2", "rotary", "--preset", "laptop", "--loss-csv", path)
+    assert [line.split(":")[0] for line in both.splitlines()] == [
+        "rotary --n-layer 2 is better than gpt", "rotary is better than gpt"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("column", ["rung_code", "shared_code", "torch"])
@@ -113,10 +117,10 @@ def test_a_rung_before_and_after_a_change(column, log, command):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["residual"], "two different rungs are compared"),
+        (["residual"], "different rungs are compared; name two or more"),
         (["residual", "nope"], "there is no rung nope; the ladder has bigram"),
         (["residual", "post_norm"], "no finished runs of 'post_norm'; it has residual"),
-        (["residual", "residual"], "name two, not 'residual' and 'residual'"),
+        (["residual", "residual"], "not 'residual' and 'residual'"),
         (["residual", "residual@"], "residual@ names no commit; write residual@COMMIT"),
         (["residual", "pre_norm"], "not compared: their shared code differs: "),
         (["residual", "bigram --holdout"], "held-out end"),

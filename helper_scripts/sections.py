@@ -1,0 +1,238 @@
+"""The sections of docs/results.md: of which runs each is, and its commands, tables and picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data import UserError
+from data.sources import TINY_SHAKESPEARE
+from helper_scripts import controls
+from helper_scripts.ladder_table import COLUMNS, markdown, markdown_table
+from helper_scripts.models import config_of, join, rungs_of, start_of
+from helper_scripts.plot_loss import picture_of
+from helper_scripts.results import Results, Selection, load_results
+
+PARTS = ("rotary", "rms_norm", "qk_norm", "swiglu", "muon", "value_residual", "short_conv")  # of ablation's --without
+RATES = (1e-3, 2e-3, 4e-3)  # the learning rates that each rung was tried with
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. shown: what its tables and pictures were made of; none if the log has no such runs."""
+
+    title: str
+    trained_by: list[str]  # commands
+    text: str = ""
+    printed_by: list[str] = field(default_factory=list)  # commands
+    body: list[str] = field(default_factory=list)  # tables and pictures, as Markdown
+    shown: list[Results] = field(default_factory=list)
+    without_runs: list[str] = field(default_factory=list)  # labels
+    picture: Path | None = None  # of shown[0]
+
+    def __str__(self) -> str:
+        if not self.shown:
+            more = " (and so on)" * (len(self.trained_by) > 1)
+            return f"{self.title}: no runs yet. To train them: `{self.trained_by[0]}`{more}\n"
+        commands = "\n".join([*self.trained_by, *self.printed_by])
+        notes = dict.fromkeys(line for results in self.shown for line in results.left_out)
+        if self.without_runs:
+            notes[f"no runs yet: {', '.join(f'`{label}`' for label in self.without_runs)}"] = None
+        parts = [f"## {self.title}", f"```bash\n{commands}\n```", self.text, *self.body]
+        parts.append("\n".join(f"- {note[0].upper()}{note[1:]}." for note in notes))
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def ladder(log: Path) -> Section:
+    rungs = (*rungs_of(None), "gpt")
+    section = Section(
+        "Rungs 1 to 8",
+        [command("run_ladder", "--seeds 5"), command("run_ladder", "gpt --seeds 3")],
+        "The write-up's figures are one sampled estimate of one run each.",
+    )
+    return _with_table(section, rungs, Selection(log), picture=True)
+
+
+def laptop_preset(log: Path) -> Section:
+    rungs = tuple(label.split()[0] for label in rungs_of("laptop") if label.split()[0] != "ablation")
+    section = Section(
+        "Rungs 9 to 15, and those beside the ladder",
+        [command("run_ladder", "--preset laptop --seeds 5")],
+        f"{_size('laptop')} The rungs beside the ladder come last.",
+    )
+    return _with_table(section, rungs, Selection(log, preset="laptop"), picture=True)
+
+
+def at_full_size(log: Path) -> Section:
+    section = Section("Rungs 8 and 15 at rung 8's size", [command("run_ladder", "gpt modern --seeds 3")])
+    columns = [column for column in COLUMNS if column != "write-up"]
+    return _with_table(section, ("gpt", "modern"), Selection(log), columns)
+
+
+def epochs_preset(log: Path) -> Section:
+    rungs = ("modern", "averaging", "distillation")
+    section = Section(
+        "Four epochs: averaging and distillation",
+        [command("run_ladder", f"{' '.join(rungs)} --preset epochs --seeds 5")],
+        f"{_size('epochs')} To see what helps when text is scarce.",
+    )
+    return _with_table(section, rungs, Selection(log, preset="epochs"))
+
+
+def quick_preset(log: Path) -> Section:
+    section = Section("The quick preset", [command("run_ladder", "modern --preset quick --seeds 3")], _size("quick"))
+    return _with_table(section, ("modern",), Selection(log, preset="quick"))
+
+
+def ablation(log: Path) -> Section:
+    labels = tuple(f"ablation --without {part}" for part in PARTS)
+    section = Section(
+        "Modern, with one part taken out",
+        [command("run_ladder", *quoted(("modern", *labels)), "--preset laptop --seeds 5")],
+        "What each part is worth at the end of the ladder: the changes are those that taking it out makes to `modern`.",
+    )
+    against = {"modern": None} | dict.fromkeys(labels, "modern")
+    columns = [column for column in COLUMNS if column not in ("adds", "write-up", "characters")]
+    return _with_table(section, tuple(against), Selection(log, preset="laptop"), columns, against)
+
+
+def parts_apart(log: Path) -> Section:
+    labels = tuple(dict.fromkeys(sum(controls.TABLES.values(), ())))
+    section = Section(
+        "Skips and depth, equal parameters, equal time",
+        [command("run_ladder", *quoted(labels), "--seeds 5")],
+        "Is it the part, or what comes with it? Each row is compared with the one above it. FLOPs are those of a whole "
+        "run. For equal time, steps were chosen to take about as long as 5,000 of `pre_norm` on one core.",
+    )
+    results = some_results(Selection(log), labels)
+    tables = {name: rows for name, rows in controls.TABLES.items() if results and set(rows) <= set(results.order)}
+    if not tables:
+        return section
+    return replace(
+        section,
+        printed_by=[command("controls")],
+        body=[part for name, rows in tables.items() for part in (f"### {name}", controls.table(results, rows))],
+        shown=[results],
+        without_runs=[label for label in labels if label not in results.order],
+    )
+
+
+def learning_rates(log: Path) -> Section:
+    """A table for the small rungs, and one at the laptop preset."""
+    trained, printed, body, shown = [], [], [], []
+    for preset in (None, "laptop"):
+        start = start_of(preset, holdout=True)
+        rungs = [label.split()[0] for label in rungs_of(preset) if label.split()[0] != "ablation"]
+        results = some_results(
+            Selection(log, preset=preset, holdout=True), [_at_rate(rung, rate) for rung in rungs for rate in RATES]
+        )
+        if results:
+            rungs = [rung for rung in rungs if any(_at_rate(rung, rate) in results.order for rate in RATES)]
+            printed.append(command("ladder_table", f"{start} --variants"))
+            body += [f"### {'The laptop preset' if preset else 'Rungs 1 to 7'}", _rates_table(results, rungs, preset)]
+            shown.append(results)
+        seeds = f"--seeds {results.final()['seed'].nunique()}" if results else ""
+        trained += [
+            command("run_ladder", *quoted(_at_rate(rung, rate) for rung in rungs), start, seeds) for rate in RATES
+        ]
+    text = (
+        "Losses on the held-out last tenth of the *train* split: the validation split has no part in the choice. Every "
+        "rung was tried with the same three learning rates; the lowest loss is in bold."
+    )
+    return Section("Learning rates", trained, text, printed, body, shown)
+
+
+def _at_rate(rung: str, rate: float) -> str:
+    return f"{rung} --learning-rate {rate:g}"
+
+
+def _rates_table(results: Results, rungs: list[str], preset: str | None) -> str:
+    header = ["rung", *(f"{rate:g}" for rate in RATES), "the rung's own"]
+    lines = [header, ["---"] * len(header)]
+    for rung in rungs:
+        labels = {rate: _at_rate(rung, rate) for rate in RATES}
+        losses = {rate: results.losses(label) for rate, label in labels.items() if label in results.order}
+        best = min(losses, key=lambda rate: losses[rate].mean())
+        cells = {rate: f"{loss.mean():.3f}" for rate, loss in losses.items()}
+        cells[best] = f"**{cells[best]}**"
+        cells = {rate: f"{cell} (n = {len(losses[rate])})" for rate, cell in cells.items()}
+        own = config_of(join(rung, start_of(preset, holdout=False))).learning_rate
+        lines.append([f"`{rung}`", *(cells.get(rate, "-") for rate in RATES), f"{own:g}"])
+    return markdown(lines)
+
+
+# What they have in common
+
+
+def command(script: str, *words: str) -> str:
+    return " ".join(["python", f"helper_scripts/{script}.py", *filter(None, words)])
+
+
+def quoted(labels: Iterable[str]) -> list[str]:
+    """Labels as they are typed: with quotes where there are flags in them."""
+    return [f'"{label}"' if " " in label else label for label in labels]
+
+
+def some_results(selection: Selection, labels: Iterable[str]) -> Results | None:
+    """Those of Tiny Shakespeare, for those of `labels` that have runs; None where none has."""
+    try:
+        return load_results(replace(selection, corpus=TINY_SHAKESPEARE), tuple(labels), partly=True)
+    except UserError:  # the log itself can be read (`all_sections`)
+        return None
+
+
+def _size(preset: str) -> str:
+    """The model and the training of a preset, in a sentence."""
+    config = config_of(join("gpt", start_of(preset, holdout=False)))
+    return (
+        f"`--preset {preset}`: {config.n_layer} blocks, {config.n_head} heads, {config.n_embd} channels, a context of "
+        f"{config.block_size}, {config.steps:,} steps of {config.batch_size} x {config.block_size} characters, dropout "
+        f"{config.dropout:g}."
+    )
+
+
+def _with_table(
+    section: Section,
+    labels: tuple[str, ...],
+    selection: Selection,
+    columns: Iterable[str] = (),
+    before: dict[str, str | None] | None = None,
+    picture: bool = False,
+) -> Section:
+    """`section` with a table of `labels`, and a picture of them if asked for; as it is where there are no runs."""
+    results = some_results(selection, labels)
+    there = [label for label in labels if results and label in results.order]
+    if not there or (before and not any(before[label] for label in there)):
+        return section
+    start, rungs = start_of(selection.preset, selection.holdout), " ".join(["--rungs", *quoted(there)])
+    if before is None:
+        printed_by = [command("ladder_table", start, rungs)]
+    else:
+        before = {label: before[label] if before[label] in there else None for label in there}
+        printed_by = [command("compare", *quoted(there), start)]
+    body = [markdown_table(results, tuple(columns), before)]
+    if picture:
+        path = picture_of(selection)
+        printed_by.append(command("plot_loss", start, rungs))
+        body.append(f"![{section.title}: loss curves, and the final losses](../images/{path.name})")
+    return replace(
+        section,
+        printed_by=printed_by,
+        body=body,
+        shown=[results],
+        without_runs=[label for label in labels if label not in there],
+        picture=path if picture else None,
+    )
+
+
+SECTIONS = (  # in the order of the page
+    ladder,
+    laptop_preset,
+    at_full_size,
+    epochs_preset,
+    quick_preset,
+    ablation,
+    parts_apart,
+    learning_rates,
+)

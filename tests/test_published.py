@@ -1,0 +1,73 @@
+"""The results that README.md, notes.md and docs/results.md name are those of the committed log."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+from data import read_log
+from helper_scripts.ladder_table import mean_and_spread
+from helper_scripts.models import RUNGS
+from helper_scripts.results import Selection, load_results
+from helper_scripts.results_page import all_sections, page, readme_table
+
+NUMBER = re.compile(r"(?<![\d.,])\d\.\d{3,4}(?!\d)")  # of three or four decimals, as losses have
+BY_HAND = ("README.md", "notes.md")  # pages whose numbers have to be in docs/results.md
+NO_RESULTS = {  # numbers that are not
+    "4.174": "ln 65, the loss of equally likely characters",
+    "2.482": "pairs of characters counted, one added to each (test_oracles.py)",
+    "1.480": "README: one run of 1,904 steps, in the log",
+    "1.532": "README: one run of 1,904 steps, in the log",
+}
+
+
+def staged(path: str) -> str:
+    """A file as git has it, staged or committed: a run of one's own need not be in the pages."""
+    done = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    path = tmp_path_factory.mktemp("published") / "log.csv"
+    path.write_text(staged("data/loss_gpt_pd.csv"), encoding="utf-8", newline="\n")
+    return path
+
+
+def test_results_and_readmes_table_are_what_the_command_writes(log):
+    sections = all_sections(log)
+    assert not sections[0].without_runs and not sections[1].without_runs  # every rung has a row
+    assert page(sections) == staged("docs/results.md")
+    assert f"<!-- ladder table: begin -->\n{readme_table(sections)}\n<!-- ladder table: end -->" in staged("README.md")
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_numbers_written_by_hand_are_those_of_the_results(name):
+    results = set(NUMBER.findall(staged("docs/results.md")))
+    written = NUMBER.findall(re.sub("```.*?```", "", staged(name), flags=re.DOTALL))
+    assert written and not set(written) - results - NO_RESULTS.keys()
+
+
+def test_losses_beside_commands_and_chapters_are_their_own(log):
+    """README's comments on commands, and the headings in notes.md that have a loss, within their rounding."""
+    final = read_log(log).groupby("run").last()
+    commands = re.findall(r"python (?:stages/)?(\w+)\.py( --[^#]*?)? +# [^\n]*?: (\d\.\d+)", staged("README.md"))
+    assert commands
+    for rung, flags, written in commands:
+        if flags.startswith(" --minutes"):  # whose steps the minutes chose
+            fits = final["seconds"] < 60 * float(flags.split()[1])
+            losses = final[(final["rung"] == rung) & fits & final["flags"].str.startswith("--steps")]["val_loss"]
+        else:
+            losses = load_results(Selection(log), (rung + flags,)).losses(rung + flags)
+        digits = len(written.partition(".")[2])
+        assert written in {f"{loss:.{digits}f}" for loss in (*losses, losses.mean())}, rung + flags
+    results = load_results(Selection(log))
+    for number, written in re.findall(r"^## (\d+)\. [^\n]*?: (\d\.\d+ ± \d\.\d+)$", staged("notes.md"), re.MULTILINE):
+        assert mean_and_spread(results.losses(RUNGS[int(number) - 1])).startswith(
+            "**{}** ± {} ".format(*written.split(" ± "))
+        ), f"chapter {number}"
