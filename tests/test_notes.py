@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shlex
 import shutil
@@ -21,6 +22,8 @@ from helper_scripts.models import RUNGS, rung_module, rung_path
 from helper_scripts.results import Selection, load_results
 from stages.muon import newton_schulz
 from training import run
+from training.optimizers import make_optimizers
+from training.update import apply_update, cross_entropy
 
 PAGE = ROOT / "notes.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -138,6 +141,17 @@ def test_the_command_writes_the_results_of_the_log(full_log, page, command, monk
     assert page.read_text(encoding="utf-8") == text
 
 
+def test_the_results_are_those_of_the_committed_log(tmp_path):
+    """Of the log as git has it: with a run of one's own the page need not be filled again."""
+    git = ["git", "show", ":data/loss_gpt_pd.csv"]
+    done = subprocess.run(git, cwd=ROOT, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    (tmp_path / "log.csv").write_text(done.stdout, encoding="utf-8", newline="\n")
+    filled, _ = fill_notes.results(tmp_path / "log.csv")
+    assert {name: marked(name) for name in filled} == filled, "run python helper_scripts/fill_notes.py"
+
+
 def test_a_page_is_left_alone_where_a_rung_has_no_runs(log, page, command):
     before = page.read_bytes()
     some = log(runs("bigram", 2.5), runs("gpt --preset laptop", 1.9))
@@ -183,9 +197,7 @@ def test_the_mean_that_layer_norm_subtracts_is_small(shakespeare):
     for part in model.modules():
         if isinstance(part, torch.nn.LayerNorm):
             part.register_forward_hook(
-                lambda _, inputs, output: shares.append(
-                    (inputs[0].mean(-1).square().mean() / inputs[0].square().mean())
-                )
+                lambda _, inputs, output: shares.append(inputs[0].mean(-1).square().mean() / inputs[0].square().mean())
             )
     model(shakespeare.batch(0, 0, 8, 128)[0])
     assert len(shares) == 9 and all(share < 0.015 for share in shares)
@@ -194,6 +206,23 @@ def test_the_mean_that_layer_norm_subtracts_is_small(shakespeare):
 def test_newton_schulz_does_not_converge():
     """Chapter 13: a singular value of 1 ends at about 0.70."""
     assert newton_schulz(torch.eye(1)[None]).item() == pytest.approx(0.70, abs=0.01)
+
+
+def test_both_value_weights_of_the_first_block_stay_equal(small, corpus):
+    """Chapter 14. Those of the second block do not."""
+    module = rung_module("value_residual")
+    config = small(module)
+    torch.manual_seed(0)
+    model = module.LanguageModel(corpus.tokenizer.vocab_size, config)
+    optimizers = make_optimizers(model, config)
+    for step in range(5):
+        idx, targets = corpus.batch(0, step, 4, 8)
+        model.zero_grad()
+        cross_entropy(model(idx), targets).backward()
+        apply_update(optimizers, 1e-2, torch.device("cpu"), "fp32")
+    first, second = (block.attention.value_lambdas.tolist() for block in model.blocks[:2])
+    assert first[0] == pytest.approx(first[1], abs=1e-6) and abs(first[0] - 0.5) > 1e-3
+    assert abs(second[0] - second[1]) > 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +241,7 @@ def losses():
 def test_surprises_of_the_small_rungs_hold_in_the_log(losses):
     for step in (500, 1000):  # chapter 2
         assert losses("bigram", step) < losses("self_attention", step)
-    drops = {b: losses(a) - losses(b) for a, b in zip(RUNGS[1:6], RUNGS[2:7], strict=True)}
+    drops = {b: losses(a) - losses(b) for a, b in itertools.pairwise(RUNGS[:7])}
     assert "multi_head" in sorted(drops, key=drops.get)[-2:]  # chapter 3
     results = load_results(Selection())
     assert results.losses("post_norm").std() < results.losses("residual").std()  # chapter 6
