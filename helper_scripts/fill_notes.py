@@ -46,8 +46,9 @@ LETTERS = {
     6: "H",
     10: "D",
     5: "D/2",
+    7: "L",
+    21: "3L",
 }
-LETTERS |= {7: "L", 21: "3L"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ CHAPTERS = {
     ),
     "previous_token": Chapter(
         shapes=tuple(f"add_previous_token_heads {name}" for name in ("qkv", "queries", "frequencies", "rotations")),
-        diff=("LanguageModel.init_weights",),
+        diff=("add_previous_token_heads", "LanguageModel.init_weights"),
     ),
     "averaging": Chapter(
         shapes=("LanguageModel.after_update parameter", "LanguageModel.after_update average"),
@@ -156,7 +157,7 @@ def main() -> None:
         filled, left_out = results(options.loss_csv)
         corpus = load_corpus()
         if corpus.name != TINY_SHAKESPEARE:
-            raise UserError("the shapes in notes.md are those of Tiny Shakespeare, which is not there; see above")
+            raise UserError("the shapes in notes.md are those of Tiny Shakespeare; put input.txt into data/ first")
         for rung in CHAPTERS:
             filled[f"shapes {rung}"] = shape_table(rung, corpus)
             filled[f"diff {rung}"] = lesson_diff(rung)
@@ -199,8 +200,10 @@ def shape_table(rung: str, corpus: Corpus) -> str:
     rows = []
     for name in CHAPTERS[rung].shapes:
         part, _, variable = name.partition(" ")
-        taken, given = ("" if shape is None else shown([letters.get(n, n) for n in shape]) for shape in lettered[name])
-        rows.append((part if variable else "", f"`{variable or part}`", (taken, given, shown(real[name][1]))))
+        taken, given = (
+            "" if shape is None else in_brackets([letters.get(n, n) for n in shape]) for shape in lettered[name]
+        )
+        rows.append((part if variable else "", f"`{variable or part}`", (taken, given, in_brackets(real[name][1]))))
     lines = [["part", "input", "output", "output of a real batch"], ["---"] * 4]
     for (function, cells), group in itertools.groupby(rows, key=lambda row: (row[0], row[2])):
         names = ", ".join(name for _, name, _ in group)
@@ -208,7 +211,7 @@ def shape_table(rung: str, corpus: Corpus) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def shown(sizes: Iterable) -> str:
+def in_brackets(sizes: Iterable) -> str:
     sizes = tuple(sizes)
     return f"({', '.join(map(str, sizes))}{',' * (len(sizes) == 1)})"
 
