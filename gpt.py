@@ -9,8 +9,8 @@ from. The learning rate rises at first, then falls to zero, and AdamW decays the
 training/presets.py has these settings. While it generates a text, it keeps the keys and values of earlier characters,
 which do not change: computing them anew for every character would take a dozen times as long.
 
-In the curve: everything before looks flat beside it. Its steps are not comparable, though: each reads 2,048 characters
-in place of 256, and takes a hundred times as long.
+In the curve: far below every rung before it. Steps are not comparable: each of its own reads 2,048 characters in place
+of 256, and takes a hundred times as long.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,11 @@
 """Rung 13, Muon: Muon for the blocks' matrices.
 
 What is new: how the weights move, not what they are. AdamW scales each element of a gradient by itself. But the
-gradient of a matrix has few large singular values, whose directions drown all others. Muon (Jordan et al., 2024)
-averages the gradients and then brings all singular values close to one, so that rare directions are learned too: five
-Newton-Schulz iterations of three matmuls. Its update is scaled to the size of AdamW's (Liu et al., 2025), so that one
-learning rate serves both; the embedding, the output layer and the gains stay with AdamW.
+gradient of a matrix has a few large singular values and many small ones, so it moves the matrix in a few directions
+mostly. Muon (Jordan et al., 2024) averages the gradients and then brings all singular values close to one, so that the
+other directions are learned too: five Newton-Schulz iterations of three matmuls. Its update is scaled to the size of
+AdamW's (Liu et al., 2025), so that one learning rate serves both; the embedding, the output layer and the gains stay
+with AdamW.
 
 In the curve: the largest step of these rungs, most of it in the first quarter.
 """

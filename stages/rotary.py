@@ -1,10 +1,10 @@
 """Rung 9, rotary: rotary positions in place of the position table.
 
-What is new: positions are no longer added to the characters; they act where they matter (RoFormer: Su et al., 2021).
+What is new: positions are no longer added to the characters; they act on queries and keys (RoFormer: Su et al., 2021).
 The channels of a query or key are taken in pairs, and each pair is rotated by an angle that grows with the position, at
 a frequency of its own. The dot product of two rotated vectors depends on the difference of their angles alone: a score
-knows how far back a character is, not where it stands. What is learned at one position holds at every other, there is
-no table to learn, and a text can go on past the context without being computed anew.
+depends on how far back a character is, not on where it stands. What is learned at one position holds at every other,
+there is no table to learn, and a text can go on past the context without being computed anew.
 
 In the curve: the loss leaves the bigram's much earlier, since the previous character is easier to find.
 """

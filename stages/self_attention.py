@@ -2,7 +2,8 @@
 
 What is new: each character and each position gets a vector, in place of the table's row, and one head of causal
 self-attention (Vaswani et al., 2017). Each position has a query, a key and a value; the dot product of its query with
-a key says how much of that key's value it takes. A mask hides later positions, which at inference time are not there.
+a key says how much of that key's value it takes. A mask hides later positions: when a text is generated, they are not
+there yet.
 
 In the curve: below the bigram, though not by much. One head can gather characters, but nothing computes on them yet.
 """

@@ -1,8 +1,8 @@
 """Rung 14, value residual: the first block's values mixed into every block's.
 
 What is new: the values that attention gathers are a mixture of the block's own and the first block's, with two learned
-weights a block (value residual: Zhou et al., 2024). The first block's values depend on their own character alone;
-mixing them in lets deeper layers attend to it undiluted by what the residual stream has gathered since.
+weights a block (value residual: Zhou et al., 2024). The first block's values depend on their own character alone, so
+deeper blocks can attend to that character without all that the residual stream has added to it since.
 
 In the curve: no difference that two seeds show at the laptop preset.
 """
