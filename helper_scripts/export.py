@@ -47,7 +47,7 @@ def main() -> None:
         trained = load_model(find_checkpoint(options.runs_dir, options.model))
         stock = stock_model(trained)
         write_folder(options.out, files(trained, stock, load_checkpoint(trained.path)))
-        print(f"{trained.path} is now {options.out}, a {stock.name} that transformers loads:\n\n{usage(options.out)}")
+        print(f"wrote {options.out}: {trained.path} as {stock.name}, which transformers loads:\n\n{usage(options.out)}")
 
 
 def check_free(folder: Path, force: bool) -> None:

@@ -1,7 +1,7 @@
 """Rungs as architectures that the transformers library has: their settings, and the weights by its names.
 
-With the same weights the logits are the same. What is written here was read from transformers' own model files; no
-line of it is imported.
+With these the logits are the same as the rung's. transformers itself is not imported: its names stand here, and
+tests/test_export.py compares.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def without_output_bias(weights: dict[str, Tensor], n_layer: int) -> dict[str, T
 
 
 def gpt_settings(config: TrainConfig) -> dict:
-    """What GPT and GPT-2 have in common; both have as many channels in the feed-forward as rungs 6 to 8: four times C."""
+    """What GPT and GPT-2 have in common. Both have 4C channels in the feed-forward by themselves, as rungs 6 to 8."""
     dropout = getattr(config, "dropout", 0.0)  # for whoever trains it on
     return {
         "n_positions": config.block_size,
@@ -244,7 +244,7 @@ GPT2 = Architecture("GPT-2", "GPT2LMHeadModel", GPT2_NAMES, gpt2, STOPS, zero_bi
 QWEN3 = Architecture("Qwen3", "Qwen3ForCausalLM", QWEN3_NAMES, qwen3, FORGETS)
 ARCHITECTURES = {
     "post_norm": Architecture(
-        "GPT (the first)", "OpenAIGPTLMHeadModel", GPT1_NAMES, gpt1, STOPS, zero_bias=True, transposed=True
+        "OpenAI GPT", "OpenAIGPTLMHeadModel", GPT1_NAMES, gpt1, STOPS, zero_bias=True, transposed=True
     ),
     "pre_norm": GPT2,
     "gpt": GPT2,
@@ -260,7 +260,7 @@ ARCHITECTURES = {
 
 SHORT_CONV = "none has its short convolutions (ShortConv)"
 NO_STOCK = {
-    "bigram": "none is a table alone, without attention",
+    "bigram": "none is a table alone",
     "self_attention": "none is without skip connections",
     "multi_head": "none is without skip connections",
     "feed_forward": "none is without skip connections",

@@ -15,7 +15,7 @@ from conftest import MODULES, ROOT, rung_id
 from data import read_log
 from helper_scripts import export
 from helper_scripts.models import load_model
-from helper_scripts.stock import ARCHITECTURES, FORGETS, NO_STOCK
+from helper_scripts.stock import ARCHITECTURES, NO_STOCK
 from training import run
 from training.generation import generate
 
@@ -81,7 +81,7 @@ def test_transformers_computes_the_rungs_logits_and_text(rung, exported, transfo
     assert len(set(ours)) > 5
 
 
-@pytest.mark.parametrize("rung", [rung for rung, each in ARCHITECTURES.items() if each.past_context is FORGETS])
+@pytest.mark.parametrize("rung", ["rotary", "swiglu"])
 def test_past_the_context_the_same_characters_are_forgotten(rung, exported, transformers):
     checkpoint, folder = exported(rung, block_size=32)
     ours, theirs = greedy(load_model(checkpoint), transformers.AutoModelForCausalLM.from_pretrained(folder))
@@ -118,7 +118,14 @@ def test_the_model_card_names_the_run(exported):
     metadata = load_model(checkpoint).metadata
     rows = read_log(checkpoint.parent.parent / "log.csv")
     loss = rows[rows["run"] == metadata["run"]]["val_loss"].iloc[-1]
-    for words in (f"run {metadata['run']}", f"{loss:.4f} nats", metadata["commit"], metadata["corpus"], "GPT-2", "208 "):
+    for words in (
+        f"run {metadata['run']}",
+        f"{loss:.4f} nats",
+        metadata["commit"],
+        metadata["corpus"],
+        "GPT-2",
+        "208 ",
+    ):
         assert words in card
 
 
@@ -182,4 +189,13 @@ def test_ctrl_c_at_any_file_leaves_what_was_there(there, after, tmp_path, monkey
 def test_what_cannot_be_exported_is_said_in_one_line(args, words, tmp_path, command):
     args = args if "--out" in args else [*args, "--out", tmp_path / "out"]
     assert words in command(export, *args, "--runs-dir", tmp_path, fails=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_that_the_architecture_lacks_is_not_left_out(exported, tmp_path, command, monkeypatch):
+    """As of a rung whose file has been edited."""
+    checkpoint, _ = exported("gpt")
+    monkeypatch.setitem(ARCHITECTURES, "gpt", ARCHITECTURES["swiglu"])
+    error = command(export, checkpoint, "--out", tmp_path / "out", fails=True)
+    assert "gpt has a weight position_embedding.weight, for which Qwen3 has no place" in error
     assert not (tmp_path / "out").exists()
