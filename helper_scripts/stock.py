@@ -238,7 +238,7 @@ QWEN3_NAMES = (
 
 STOPS = "There are no positions beyond it: a longer text is an error."
 FORGETS = "A longer text goes on: every character attends to that many before it, and forgets what is further back."
-DRIFTS = "A longer text attends further back than the model was trained to, and gets worse."
+DRIFTS = "A longer text attends further back than the model was trained to."
 
 GPT2 = Architecture("GPT-2", "GPT2LMHeadModel", GPT2_NAMES, gpt2, STOPS, zero_bias=True, transposed=True)
 QWEN3 = Architecture("Qwen3", "Qwen3ForCausalLM", QWEN3_NAMES, qwen3, FORGETS)
@@ -269,4 +269,5 @@ NO_STOCK = {
     "modern": SHORT_CONV,
     "averaging": SHORT_CONV,
     "distillation": SHORT_CONV,
+    "ablation": "it keeps short convolutions, value_lambdas or both, and none has either",
 }
