@@ -1,0 +1,201 @@
+"""A rung as a Hugging Face model: what transformers makes of the folder, and how the folder is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MODULES, ROOT, rung_id
+
+from data import read_log
+from helper_scripts import export
+from helper_scripts.models import load_model
+from helper_scripts.stock import ARCHITECTURES, NO_STOCK
+from training import run
+from training.generation import generate
+
+# What a tokenizer could be tempted to strip, to split, to merge, to normalise or to take for something special.
+AWKWARD = "\n\r\t\0  \u00a0\u200b\u2581\u0120'\"\\#[]<|>e\u0301\u00e9\ufb01\u4e2d\U0001f3ad\u00df"
+LENGTH = 200  # characters to generate
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a folder is all that it takes
+    library = pytest.importorskip("transformers", reason="transformers is not installed (requirements-dev.txt)")
+    library.logging.disable_progress_bar()
+    return library
+
+
+@pytest.fixture(scope="module")
+def exported(text, tmp_path_factory):
+    """Makes a small trained checkpoint of a rung, and the folder that it is exported to; each once."""
+    folder, made = tmp_path_factory.mktemp("export"), {}
+    (folder / "text.txt").write_text(text + AWKWARD + text, encoding="utf-8", newline="")
+
+    def make(rung: str, block_size: int = LENGTH + 8) -> tuple[Path, Path]:
+        if (rung, block_size) not in made:
+            (module,) = (module for module in MODULES if rung_id(module) == rung)
+            runs_dir, out = folder / f"{rung}-{block_size}", folder / f"{rung}-{block_size}-out"
+            flags = ["--steps", "40", "--warmup-steps", "0", "--learning-rate", "1e-2", "--batch-size", "2"]
+            flags += ["--n-embd", "32", "--n-head", "4", "--n-layer", "2", "--block-size", str(block_size)]
+            flags += ["--corpus", str(folder / "text.txt"), "--device", "cpu", "--sample-length", "0"]
+            flags += ["--loss-csv", str(folder / "log.csv"), "--runs-dir", str(runs_dir)]
+            run(module.LanguageModel, module.Config, flags)
+            (checkpoint,) = runs_dir.glob("*.pt")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "argv", ["export.py", str(checkpoint), "--out", str(out)])
+                export.main()
+            made[rung, block_size] = checkpoint, out
+        return made[rung, block_size]
+
+    return make
+
+
+def greedy(trained, stock) -> tuple[str, str]:
+    """Text by the rung and by transformers, after the same prompt."""
+    prompt = trained.tokenizer.encode("to be").long()
+    ours = generate(trained.model, prompt, LENGTH, trained.config.block_size, temperature=0)
+    theirs = stock.generate(prompt[None], max_length=len(prompt) + LENGTH, do_sample=False)[0]
+    return trained.tokenizer.decode(ours), trained.tokenizer.decode(theirs)
+
+
+@pytest.mark.parametrize("rung", ARCHITECTURES)
+def test_transformers_computes_the_rungs_logits_and_text(rung, exported, transformers):
+    checkpoint, folder = exported(rung)
+    trained = load_model(checkpoint)
+    stock, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())  # no weight is missing, and none left over
+    for name, bias in trained.model.named_parameters():
+        assert bias.abs().max() > 0.01, name  # it has been trained: none is as easy to carry over as a zero
+    idx = torch.randint(trained.tokenizer.vocab_size, (3, LENGTH), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(stock(idx).logits, trained.model(idx), atol=1e-4, rtol=0)
+    ours, theirs = greedy(trained, stock)
+    assert ours == theirs
+    assert len(set(ours)) > 5
+
+
+@pytest.mark.parametrize("rung", ["rotary", "swiglu"])
+def test_past_the_context_the_same_characters_are_forgotten(rung, exported, transformers):
+    checkpoint, folder = exported(rung, block_size=32)
+    ours, theirs = greedy(load_model(checkpoint), transformers.AutoModelForCausalLM.from_pretrained(folder))
+    assert ours == theirs
+
+
+def test_every_character_is_a_token_and_nothing_else_is_done_to_a_text(exported, transformers):
+    checkpoint, folder = exported("gpt")
+    ours, theirs = load_model(checkpoint).tokenizer, transformers.AutoTokenizer.from_pretrained(folder)
+    alphabet = "".join(ours.chars)
+    assert set(AWKWARD) < set(alphabet)
+    for text in (*alphabet, alphabet, alphabet[::-1], AWKWARD, "  to be \r\n\n 's  ", "   ", ""):
+        encoded = theirs(text)
+        assert encoded.keys() == {"input_ids", "attention_mask"}
+        assert encoded["input_ids"] == ours.encode(text).tolist()
+        assert theirs.decode(encoded["input_ids"]) == text
+    with pytest.raises(Exception, match=r"Missing \[UNK\] token"):  # as the model card says
+        theirs("to be \u20ac")
+
+
+def test_the_model_cards_lines_generate_where_the_project_is_not(exported, transformers, tmp_path):
+    _, folder = exported("swiglu")
+    (lines,) = re.findall(r"```python\n(.+?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    parts = ("data", "training", "stages", "helper_scripts", "gpt")
+    code = f"import sys\nsys.modules.update(dict.fromkeys({parts}))\n" + lines.replace("FOLDER", folder.as_posix())
+    code = code.replace("print(", "print(len(") + ")"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8")
+    assert done.stdout.strip() == str(LENGTH + 8), done.stderr  # up to the context
+
+
+def test_the_model_card_names_the_run(exported):
+    checkpoint, folder = exported("gpt")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    metadata = load_model(checkpoint).metadata
+    rows = read_log(checkpoint.parent.parent / "log.csv")
+    loss = rows[rows["run"] == metadata["run"]]["val_loss"].iloc[-1]
+    for words in (
+        f"run {metadata['run']}",
+        f"{loss:.4f} nats",
+        metadata["commit"],
+        metadata["corpus"],
+        "GPT-2",
+        "208 ",
+    ):
+        assert words in card
+
+
+# How the folder is written
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_holds_something_is_refused_unless_forced(exported, tmp_path, command):
+    checkpoint, folder = exported("pre_norm")
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+    (tmp_path / "other.txt").write_text("mine", encoding="utf-8")
+    before = content(tmp_path)
+    assert "holds something already" in command(export, checkpoint, "--out", tmp_path, fails=True)
+    assert content(tmp_path) == before
+    command(export, checkpoint, "--out", tmp_path, "--force")
+    assert content(tmp_path) == content(folder) | {"other.txt": b"mine"}
+
+
+@pytest.mark.parametrize("there", [{}, {"a": b"old a", "b": b"old b", "mine": b"mine"}], ids=["new", "forced"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_ctrl_c_at_any_file_leaves_what_was_there(there, after, tmp_path, monkeypatch):
+    """Before or after each of the renames that put a file in its place."""
+    folder, replace, left = tmp_path / "out", Path.replace, 0
+
+    def interrupted(path: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left != 0:
+            return replace(path, target)
+        if after:
+            replace(path, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    for name, old in there.items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(old)
+    new = {"a": b"new a", "b": b"new b", "c": b"new c"}
+    for count in range(1, 2 * len(new) + len(there.keys() & new.keys()) + 1):
+        left = count
+        with pytest.raises(KeyboardInterrupt):
+            export.write_folder(folder, new)
+        assert folder.exists() == bool(there)
+        assert content(folder) == there
+    export.write_folder(folder, new)
+    assert content(folder) == there | new
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        *(([rung], f"{rung} has no stock architecture: {part}; rungs that") for rung, part in NO_STOCK.items()),
+        (["rotary"], "there is no checkpoint of rotary in"),
+        (["nothing.pt"], "there is no checkpoint nothing.pt"),
+        (["gpt", "--out", str(ROOT / "gpt.py")], "cannot write to"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_in_one_line(args, words, tmp_path, command):
+    args = args if "--out" in args else [*args, "--out", tmp_path / "out"]
+    assert words in command(export, *args, "--runs-dir", tmp_path, fails=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_weight_that_the_architecture_lacks_is_not_left_out(exported, tmp_path, command, monkeypatch):
+    """As of a rung whose file has been edited."""
+    checkpoint, _ = exported("gpt")
+    monkeypatch.setitem(ARCHITECTURES, "gpt", ARCHITECTURES["swiglu"])
+    error = command(export, checkpoint, "--out", tmp_path / "out", fails=True)
+    assert "gpt has a weight position_embedding.weight, for which Qwen3 has no place" in error
+    assert not (tmp_path / "out").exists()
