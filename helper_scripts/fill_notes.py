@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from data import LOSS_CSV, Corpus, UserError, load_corpus
 from data.sources import TINY_SHAKESPEARE
 from helper_scripts.compare import change
-from helper_scripts.ladder_table import mean_and_spread, write_between_markers
+from helper_scripts.ladder_table import mean_and_spread
+from helper_scripts.markers import write_between_markers
 from helper_scripts.models import RUNGS, rung_module, rung_path
 from helper_scripts.results import Results, Selection, load_results
 from stages import LADDER

@@ -15,6 +15,7 @@ import pandas as pd
 from data import LOSS_CSV, UserError, read_log
 from data.files import atomic_write
 from helper_scripts.ladder_table import markdown_table
+from helper_scripts.markers import write_between_markers
 from helper_scripts.plot_loss import write_plot
 from helper_scripts.sections import SECTIONS, Section
 from training.cli import errors_in_one_line, parse
@@ -82,25 +83,6 @@ def write(sections: list[Section]) -> None:
     except OSError as error:
         raise UserError(f"cannot write {PAGE}: {error.strerror}") from None
     print(f"wrote {PAGE} and the table of {README}")
-
-
-def write_between_markers(path: Path, text: str, name: str) -> None:
-    """Put `text` between the markers of that name, with the page's own line ends.
-
-    Raises UserError where the file or a marker is missing, or it cannot be written; it is then as it was.
-    """
-    opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    try:
-        content = path.read_bytes().decode("utf-8")
-        before, begin, rest = content.partition(opening)
-        _, end, after = rest.partition(closing)
-        if not end:
-            raise UserError(f"{path} lacks the lines {opening} and {closing}; put them where the table is to go")
-        new = f"{begin}\n{text}\n{end}".replace("\n", "\r\n" if "\r\n" in content else "\n")
-        with atomic_write(path) as file:
-            file.write(f"{before}{new}{after}".encode())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot write {path}: {getattr(error, 'strerror', error)}") from None
 
 
 def _provenance(final: pd.DataFrame) -> str:

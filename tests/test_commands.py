@@ -36,7 +36,9 @@ HELPERS = [
     if "__main__" in path.read_text(encoding="utf-8")
 ]
 PAGES = {path: path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
-README, RUNNING, RESULTS = (PAGES[ROOT / name] for name in ("README.md", "docs/running.md", "docs/results.md"))
+README, RUNNING, RESULTS, CONTRIBUTING = (
+    PAGES[ROOT / name] for name in ("README.md", "docs/running.md", "docs/results.md", "CONTRIBUTING.md")
+)
 
 
 @pytest.fixture(autouse=True)
@@ -119,9 +121,11 @@ def shortened(command: str, folder: Path, text_file: Path, results_csv: Path, mo
         return [*words, *corpus, "--device", "cpu"]
     if name == "mixture":
         return [*words, "--runs-dir", str(models), "--device", "cpu"]
+    if name == "export":
+        return [*words, "--runs-dir", str(models)]
     if name == "results_page":  # test_results_page.py lets it write
         return ["--loss-csv", str(results_csv)]
-    assert name in ("plot_loss", "ladder_table", "compare", "controls") and "--write" not in words
+    assert name in ("plot_loss", "ladder_table", "compare", "controls", "results_page") and "--write" not in words
     picture = ["--out", str(folder / "curves.png")] * (name == "plot_loss" and "--out" not in words)
     return [*words, "--loss-csv", str(results_csv), *picture]
 
@@ -193,7 +197,8 @@ def train_all_here(planned, jobs, progress, finished):
 
 
 def test_the_pages_name_every_command():
-    named = {script(command) for command in COMMANDS} | set(map(script, re.findall(r"python [\w/]+\.py", RESULTS)))
+    others = re.findall(r"python [\w/]+\.py", RESULTS + CONTRIBUTING)
+    named = {script(command) for command in [*COMMANDS, *others]}
     assert named >= {ROOT / "bigram.py", ROOT / "gpt.py", ROOT / "stages" / "residual.py"}
     assert len(HELPERS) >= 7 and named >= {Path(module.__file__) for module in HELPERS}
 
@@ -307,7 +312,7 @@ def test_a_model_of_another_text_is_another_file(tmp_path, text_file):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_of_a_page_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub("```.*?```", "", PAGES[page], flags=re.DOTALL)):
         if not link.startswith(("https://", "http://")):
             name, _, anchor = link.partition("#")
             target = page.parent / name if name else page

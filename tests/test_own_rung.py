@@ -1,4 +1,4 @@
-"""README's walk from an idea to a verdict, in a copy of the project."""
+"""CONTRIBUTING.md's walk from an idea to a verdict, in a copy of the project."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from conftest import ROOT
 
 from data import read_log
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-WALK = README.partition("## Add a rung of your own\n")[2].partition("\n## ")[0]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+WALK = CONTRIBUTING.partition("## Add a rung\n")[2].partition("\n## ")[0]
 
 
 @pytest.fixture
@@ -43,6 +43,8 @@ def start(words: list[str], copy: Path, text_file: Path) -> subprocess.Completed
         words += ["tests/test_run_ladder.py", "-n0", "-p", "no:cacheprovider"]
     elif name == "compare":
         words = [words[1], *(f"{rung} --steps 4" for rung in words[2:]), *log, "--corpus", text_file.name]
+    elif name == "shapes":
+        words = [*words[1:], *corpus]
     elif name == "run_ladder":
         words = ["2" if word == "5" else word for word in words[1:]] + [*training, "--out", str(folder / "curves.svg")]
     else:
@@ -67,12 +69,12 @@ def test_from_an_idea_to_a_verdict(copy, tmp_path, text_file):
             assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
             said[Path(words[1]).stem if words[0] == "python" else words[0]] = done.stdout
 
-    assert set(said) == {"gelu", "pytest", "run_ladder", "compare"}
-    assert "gelu: " in said["gelu"] and "validation loss" in said["gelu"]
+    assert set(said) == {"shapes", "pytest", "run_ladder", "compare"}
+    assert "GELU" in said["shapes"]
     assert int(re.search(r"(\d+) passed", said["pytest"])[1]) >= 5 and "failed" not in said["pytest"]
     rows = [line for line in said["run_ladder"].splitlines() if line.startswith("| `")]
     assert [line.split("`")[1] for line in rows] == ["pre_norm --steps 4", "gelu --steps 4"]
-    assert "| a ReLU without the corner |" in rows[1] and "(n = 2)" in rows[1]
+    assert "| a ReLU without the corner" in rows[1] and "(n = 2)" in rows[1]
     assert "drew 4 runs of 2 rungs" in said["run_ladder"]
     assert "gelu --steps 4" in said["compare"] and "n = 2 seeds" in said["compare"]
     losses = read_log(tmp_path / "log.csv").groupby("rung")["val_loss"].last()

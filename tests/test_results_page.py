@@ -13,8 +13,9 @@ from scipy import stats
 
 from data.loss_log import COLUMNS
 from helper_scripts import compare, controls, ladder_table, plot_loss, results_page, run_ladder, sections
+from helper_scripts.markers import write_between_markers
 from helper_scripts.models import config_of
-from helper_scripts.results_page import all_sections, write_between_markers
+from helper_scripts.results_page import all_sections
 from training.cli import parse
 from training.config import config_hash
 
