@@ -29,7 +29,7 @@ PRESETS: dict[Preset, dict] = {
         "weight_decay": 0.1,
         "warmup_steps": 100,
         "sampling": "random",
-        "eval_interval": 250,
+        "eval_interval": 100,
         "n_embd": 128,
         "n_head": 4,
         "n_layer": 4,
@@ -73,7 +73,7 @@ class ScaledConfig(TrainConfig):
     warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
     schedule: Literal["constant", "linear"] = "linear"  # of the learning rate after them; linear ends at zero
     sampling: Literal["random", "epoch"] = "epoch"  # windows drawn at random, or each once an epoch, shuffled
-    eval_interval: int = 2000  # steps from one evaluation to the next
+    eval_interval: int = 588  # steps from one evaluation to the next
     n_embd: int = 384  # channels of the residual stream
     n_head: int = 6  # attention heads, of n_embd / n_head channels each
     n_layer: int = 6  # blocks
