@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data import UserError
+import pandas as pd
+
+from data import UserError, read_log
 from data.sources import TINY_SHAKESPEARE
 from helper_scripts import controls
-from helper_scripts.ladder_table import COLUMNS, markdown, markdown_table
+from helper_scripts.ladder_table import COLUMNS, markdown, markdown_table, mean_and_spread
 from helper_scripts.models import config_of, join, rungs_of, start_of
 from helper_scripts.plot_loss import picture_of
 from helper_scripts.results import Results, Selection, load_results
 
 PARTS = ("rotary", "rms_norm", "qk_norm", "swiglu", "muon", "value_residual", "short_conv")  # of ablation's --without
+CHAIN = {  # models of "the lowest loss", by their flags; each learns from those above it (docs/log.md)
+    "three teachers": "--preset quick$",
+    "three students of their size": "--preset quick --steps 1960 --teachers modern.* --teacher-share 0.8$",
+    "three larger students of these": "--preset quick --steps 2940 --learning-rate 0.003 --n-embd 256 "
+    "--teachers distillation.* --teacher-share 0.8$",
+}
 RATES = (1e-3, 2e-3, 4e-3)  # the learning rates that each rung was tried with
 
 
@@ -83,6 +92,43 @@ def epochs_preset(log: Path) -> Section:
 def quick_preset(log: Path) -> Section:
     section = Section("The quick preset", [command("run_ladder", "modern --preset quick --seeds 3")], _size("quick"))
     return _with_table(section, ("modern",), Selection(log, preset="quick"))
+
+
+def lowest_loss(log: Path) -> Section:
+    """A chain of models, and the mixture of the last three."""
+    section = Section(
+        "The lowest loss",
+        ["python stages/modern.py --preset quick --seed 0", "python stages/distillation.py --preset quick --seed 3"],
+        "A chain: each model learns from the text and from the three in the row above it. Parameters and characters "
+        "are those of one model; in the last row, of all three. [log.md](log.md) has the commands in full, how the "
+        "setting was chosen, and what was spent.",
+    )
+    rows = read_log(log)
+    rows = rows[(rows["step"] == rows["steps"]) & (rows["corpus"] == TINY_SHAKESPEARE)]
+    runs = {name: rows[rows["flags"].str.match(flags)] for name, flags in CHAIN.items()}
+    *_, last = runs.values()
+    mixed = rows[(rows["rung"] == "mixture") & (rows["flags"].str.split().map(set) == set(last["run"]))]
+    runs["the last three as one: their probabilities averaged"] = mixed[-1:]
+    if any(part.empty for part in runs.values()):
+        return section
+    lines = [("model", "validation loss", "bits per character", "train loss", "parameters", "characters"), ["---"] * 6]
+    for name, part in runs.items():
+        lines.append(
+            (
+                name,
+                mean_and_spread(part["val_loss"]),
+                f"{part['val_loss'].mean() / math.log(2):.3f}",
+                f"{part['train_loss'].mean():.3f}",
+                f"{part['parameters'].iloc[0]:,}",
+                f"{part['tokens'].iloc[0] / 1e6:.2f} M",
+            )
+        )
+    rows = pd.concat([part.assign(label=name) for name, part in runs.items()])
+    return replace(
+        section,
+        body=[markdown(lines)],
+        shown=[Results(rows, list(runs), TINY_SHAKESPEARE, "", [], log)],
+    )
 
 
 def ablation(log: Path) -> Section:
@@ -232,6 +278,7 @@ SECTIONS = (  # in the order of the page
     at_full_size,
     epochs_preset,
     quick_preset,
+    lowest_loss,
     ablation,
     parts_apart,
     learning_rates,

@@ -94,6 +94,8 @@ def test_the_commands_of_a_section_train_its_runs_and_print_them(full_log, comma
     monkeypatch.setattr(plot_loss, "write_plot", lambda results, out, x: print(results.order))
     scripts = {"ladder_table": ladder_table, "compare": compare, "controls": controls, "plot_loss": plot_loss}
     for section in all_sections(full_log):
+        if section.title == "The lowest loss":  # whose commands name checkpoints
+            continue
         trained = set()
         for typed in section.trained_by:
             start, script, *words = shlex.split(typed)
@@ -114,6 +116,30 @@ def test_the_commands_of_a_section_train_its_runs_and_print_them(full_log, comma
                 rung, _, rate = label.partition(" --learning-rate ")
                 own = rate and config_of(results.full(rung)).learning_rate == float(rate)  # which goes without a flag
                 assert (rung if own else label) in said
+
+
+def test_the_chain_and_its_mixture_by_hand(log, command):
+    chain = (
+        ("modern", "--preset quick", 1.5, 1.6),
+        ("distillation", "--preset quick --steps 1960 --teachers modern-a modern-a --teacher-share 0.8", 1.4),
+        (
+            "distillation",
+            "--preset quick --steps 2940 --learning-rate 0.003 --n-embd 256 --teachers distillation-b "
+            "--teacher-share 0.8",
+            1.3,
+            1.2,
+        ),
+    )
+    rows = [runs(f"{rung} --preset quick", *losses, flags=flags, steps=5) for rung, flags, *losses in chain]
+    names = [row["run"] for row in rows[-1][2::3]]
+    mixture = runs("modern --preset quick", 1.1, rung="mixture", flags=" ".join(names), parameters=30, tokens=9)
+    others = runs("modern --preset quick", 1.0, rung="mixture", flags=names[0])
+    said = parts(command(results_page, "--loss-csv", log(*rows, mixture, others)))["The lowest loss"]
+    found = re.findall(r"\*\*(\d\.\d{3})\*\*[^|]*\| (\d\.\d{3}) \| (\d\.\d{3}) \|", said)
+    means = [1.55, 1.4, 1.25, 1.1]
+    assert found == [(f"{mean:.3f}", f"{mean / math.log(2):.3f}", f"{mean - 0.1:.3f}") for mean in means]
+    without = parts(command(results_page, "--loss-csv", log(*rows, others)))
+    assert "The lowest loss: no runs yet" in "".join(without.values())
 
 
 def test_it_goes_to_its_places(log, tmp_path, monkeypatch, command):
