@@ -67,12 +67,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Rung:
-    """A rung of the page. results: the log's rows of its preset. live: the model that runs in the page, if one does."""
+    """A rung of the page.
+
+    results: the log's rows of its preset, which `trained` is of. live: the model that runs in the page, if one does.
+    """
 
     name: str
     results: Results
     trained: Trained
     live: Trained | None
+    live_loss: float | None  # on the whole validation split, as logged
 
 
 def main() -> None:
@@ -122,8 +126,10 @@ def find_rungs(options: Options, corpus: Corpus) -> tuple[list[Rung], list[str]]
                 command = f"python {rung_path(name).relative_to(ROOT).as_posix()}{flags}"
                 missing.append(f"missing: {name}{flags}, as a checkpoint whose run is in the log; train it with {command}")
         if trained[own]:
-            live = next((trained[preset] for preset in LIVE.get(name, ()) if trained[preset]), None)
-            rungs.append(Rung(name, results[own], trained[own], live))
+            preset = next((preset for preset in LIVE.get(name, ()) if trained[preset]), None)
+            live = trained[preset] if name in LIVE else None
+            loss = float(results[preset].losses(name)[live.config.seed]) if live else None
+            rungs.append(Rung(name, results[own], trained[own], live, loss))
     return rungs, missing
 
 
@@ -200,10 +206,10 @@ def contents(rungs: list[Rung], corpus: Corpus) -> dict:
                 "flags": rung.results.flags,
                 "parameters": sum(parameter.numel() for parameter in rung.trained.model.parameters()),
                 "block_size": rung.trained.config.block_size,
-                "live": live_facts(rung.live) if rung.live else None,
+                "live": live_facts(rung, texts) if rung.live else None,
                 "losses": None if rung.live else [losses(rung.trained, text["text"]) for text in texts],
                 "sample": None if rung.live else sample(rung.trained),
-                "update": figures.singular_values(rung.trained, corpus)
+                "spectrum": figures.singular_values(rung.trained, corpus)
                 if "newton_schulz" in getattr(module, "LESSON", ())
                 else None,
             }
@@ -228,18 +234,25 @@ def names_number(entries: list[dict], name: str | None) -> str:
     return next((entry["number"] for entry in entries if entry["name"] == name), "")
 
 
-def live_facts(live: Trained) -> dict:
-    """Which model it is that runs in the page, and what the page has to know of it."""
-    config = live.config
-    layers = getattr(config, "n_layer", 1 if hasattr(config, "n_embd") else 0)
-    return {
+def live_facts(rung: Rung, texts: list[dict]) -> dict:
+    """Which model it is that runs in the page, and what the page has to know of it.
+
+    rounding: by how much int8 changes its mean loss on the passages.
+    """
+    live, config = rung.live, rung.live.config
+    facts = {
         "preset": getattr(config, "preset", None),
-        "seed": config.seed,
+        "loss": rung.live_loss,
         "block_size": config.block_size,
-        "layers": layers,
+        "layers": getattr(config, "n_layer", 1 if hasattr(config, "n_embd") else 0),
         "heads": getattr(config, "n_head", 1),
         "large": isinstance(config, ScaledConfig),
+        "rounding": None,
     }
+    if facts["large"]:
+        own, int8 = ([loss for text in texts for loss in losses(each, text["text"])] for each in (live, weights.rounded(live)))
+        facts["rounding"] = (sum(int8) - sum(own)) / len(own)
+    return facts
 
 
 def change(results: Results, label: str) -> dict | None:

@@ -28,6 +28,7 @@ def fill(contents: dict) -> bytes:
         passages=contents["passages"],
         data=in_script(contents["data"]),
         models={rung: in_script(model) for rung, model in contents["models"].items()},
+        vocab_size=len(contents["data"]["alphabet"]),
         inline=inline,
         hashes={name: _hash(text) for name, text in inline.items()},
     )

@@ -15,7 +15,9 @@ from pygments.lexers import PythonLexer
 from helper_scripts.models import Trained, rung_path
 
 CONTEXT = 2  # unchanged lines to show around a change
-DEFINITION = re.compile(r"\s*(class|def) \w+")
+DEFINITION = re.compile(r"(?P<indent>\s*)(?:class|def) (?P<name>\w+)")
+# what Pygments tells apart but the stylesheet does not: names, punctuation, operators, white space
+PLAIN = re.compile(r'<span class="(?:n|p|o|w|bp|nb|nn|si|vm)">(.*?)</span>')
 
 
 def explanation(rung: str) -> tuple[str, list[str]]:
@@ -36,19 +38,26 @@ def diff(rung: str, before: str | None) -> list[dict]:
     matcher = difflib.SequenceMatcher(None, [text for text, _ in old], [text for text, _ in new], autojunk=False)
     for number, group in enumerate(matcher.get_grouped_opcodes(CONTEXT)):
         start = group[0][3]
-        within = next((html for text, html in reversed(new[:start]) if DEFINITION.match(text)), "")
-        lines += [{"sign": "…", "html": within}] * bool(number or start)
+        lines += [{"sign": "…", "html": _within([text for text, _ in new[:start]])}] * bool(number or start)
         for tag, i, i_end, j, j_end in group:
             lines += [{"sign": "-", "html": html} for _, html in old[i:i_end] if tag != "equal"]
             lines += [{"sign": " " if tag == "equal" else "+", "html": html} for _, html in new[j:j_end]]
     return lines
 
 
+def _within(lines: list[str]) -> str:
+    """The definition that the line after `lines` is in: "Block.forward"."""
+    names = []
+    for definition in filter(None, map(DEFINITION.match, lines)):
+        names[len(definition["indent"]) // 4 :] = [definition["name"]]
+    return ".".join(names)
+
+
 def _code(rung: str) -> list[tuple[str, Markup]]:
     """The lines of a rung's file, plain and highlighted, without its docstring and without what tests alone read."""
     source = rung_path(rung).read_text(encoding="utf-8")
     lines = source.splitlines()
-    coloured = highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True)).splitlines()
+    coloured = PLAIN.sub(r"\1", highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))).splitlines()
     for node in reversed(ast.parse(source).body):
         names = [getattr(target, "id", "") for target in getattr(node, "targets", [])]
         is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

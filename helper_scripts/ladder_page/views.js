@@ -268,9 +268,15 @@ function accent() {
 /** Paint a canvas of width x height cells; value(x, y) from 0 to 1 is how much of the accent colour a cell gets. */
 function paint(canvas, width, height, value) {
   Object.assign(canvas, { width, height });
-  const context = canvas.getContext("2d"), image = context.createImageData(width, height), colour = accent();
-  for (let y = 0; y < height; y++)
-    for (let x = 0; x < width; x++) image.data.set([...colour, 255 * value(x, y)], 4 * (y * width + x));
+  const context = canvas.getContext("2d"), image = context.createImageData(width, height), [red, green, blue] = accent();
+  for (let y = 0, at = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      image.data[at++] = red;
+      image.data[at++] = green;
+      image.data[at++] = blue;
+      image.data[at++] = 255 * value(x, y);
+    }
+  }
   context.putImageData(image, 0, 0);
 }
 
@@ -422,7 +428,7 @@ function chooseRung(number) {
   }
   writing = null;
   $("written").textContent = "";
-  history.replaceState(null, "", `#${rung.name}`);
+  history.replaceState(null, "", `#rung=${rung.name}`);
   showAll();
 }
 
@@ -480,7 +486,7 @@ function start() {
   $("temperature").addEventListener("input", () => (document.querySelector("output").textContent = Number($("temperature").value).toFixed(1)));
   $("write").addEventListener("click", () => (writing ? (writing = null) : write()));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showAll);
-  const named = rungs.findIndex((rung) => `#${rung.name}` === location.hash);
+  const named = rungs.findIndex((rung) => `#rung=${rung.name}` === location.hash);
   chooseRung(named >= 0 ? named : Math.max(0, rungs.findLastIndex((rung) => rung.live && !rung.live.large)));
   setText(data.passages[0].text);
 }

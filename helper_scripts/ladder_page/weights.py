@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import copy
+from dataclasses import replace
 
 import numpy as np
+import torch
 
 from helper_scripts.models import Trained
 from training.cache import caches
@@ -18,7 +21,7 @@ def pack(trained: Trained, *, int8: bool) -> dict:
     tensors, data = [], []
     for name, tensor in trained.model.state_dict().items():
         values = tensor.detach().float().numpy().astype("<f4")
-        small = int8 and values.ndim == 2
+        small = int8 and values.ndim == 2  # the rest is few
         tensors.append({"name": name, "shape": values.shape, "int8": small})
         data += quantised(values) if small else [values]
     sizes = ("block_size", "n_embd", "n_head", "n_layer")
@@ -36,6 +39,17 @@ def quantised(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     largest = np.abs(matrix).max(axis=1)
     scales = (np.where(largest > 0, largest, 1) / 127).astype("<f4")
     return scales, np.round(matrix / scales[:, None]).astype("i1")
+
+
+def rounded(trained: Trained) -> Trained:
+    """The model with its matrices as int8 has them."""
+    model = copy.deepcopy(trained.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                scales, values = quantised(parameter.numpy())
+                parameter.copy_(torch.from_numpy(scales[:, None] * values))
+    return replace(trained, model=model)
 
 
 def cache_of(trained: Trained) -> str | None:
