@@ -7,7 +7,7 @@ either are left out, and named with the command that trains them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from data.files import atomic_write
 from helper_scripts.compare import interval, paired
 from helper_scripts.ladder_page import figures, lesson, weights
 from helper_scripts.ladder_page.fill import fill
-from helper_scripts.models import LADDER, RUNGS, Trained, config_of, load_model, rung_before, rung_module, rung_path
+from helper_scripts.models import RUNGS, Trained, config_of, load_model, rung_before, rung_module, rung_path
 from helper_scripts.results import Results, Selection, load_results
 from training import ScaledConfig
 from training.cache import use_cache
@@ -124,7 +124,9 @@ def find_rungs(options: Options, corpus: Corpus) -> tuple[list[Rung], list[str]]
             if not trained[preset]:
                 flags = f" --preset {preset}" if preset else ""
                 command = f"python {rung_path(name).relative_to(ROOT).as_posix()}{flags}"
-                missing.append(f"missing: {name}{flags}, as a checkpoint whose run is in the log; train it with {command}")
+                missing.append(
+                    f"missing: {name}{flags}: no checkpoint of a run that the log has; train it with {command}"
+                )
         if trained[own]:
             preset = next((preset for preset in LIVE.get(name, ()) if trained[preset]), None)
             live = trained[preset] if name in LIVE else None
@@ -191,11 +193,12 @@ def contents(rungs: list[Rung], corpus: Corpus) -> dict:
         is_beside = hasattr(module, "AFTER")
         number += not is_beside
         title, paragraphs = lesson.explanation(rung.name)
+        adds = title.partition(": ")[2] or title
         entries.append(
             {
                 "name": rung.name,
                 "number": f"beside {names_number(entries, before)}" if is_beside else str(number),
-                "title": title.partition(": ")[2] or title,
+                "title": f"{adds[0].upper()}{adds[1:]}",
                 "before": before,
                 "paragraphs": paragraphs,
                 "file": rung_path(rung.name).relative_to(ROOT).as_posix(),
@@ -250,9 +253,15 @@ def live_facts(rung: Rung, texts: list[dict]) -> dict:
         "rounding": None,
     }
     if facts["large"]:
-        own, int8 = ([loss for text in texts for loss in losses(each, text["text"])] for each in (live, weights.rounded(live)))
-        facts["rounding"] = (sum(int8) - sum(own)) / len(own)
+        means = [mean_loss(each, texts) for each in (live, weights.rounded(live))]
+        facts["rounding"] = means[1] - means[0]
     return facts
+
+
+def mean_loss(trained: Trained, texts: list[dict]) -> float:
+    """Over all characters of the passages."""
+    all_losses = [loss for text in texts for loss in losses(trained, text["text"])]
+    return sum(all_losses) / len(all_losses)
 
 
 def change(results: Results, label: str) -> dict | None:

@@ -29,7 +29,9 @@ from training.state import State
 PAGE = ROOT / "docs" / "ladder.html"
 MODELS_JS = ROOT / "helper_scripts" / "ladder_page" / "models.js"
 KNOWN = (bigram, self_attention, multi_head, feed_forward, residual, post_norm, pre_norm, gpt, modern)
-TEXT = "Is it new and old too? how may that be?\n\nBIONDELLO:\nWhy, is it not news, to hear of Petruchio's coming?\n" * 2
+TEXT = (
+    "Is it new and old too? how may that be?\n\nBIONDELLO:\nWhy, is it not news, to hear of Petruchio's coming?\n" * 2
+)
 
 NODE = shutil.which("node")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -38,7 +40,9 @@ needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed, whi
 
 def in_page(html: str) -> tuple[dict, dict]:
     """The data of a page, and its models by rung: the JSON in its script elements."""
-    found = re.findall(r'<script type="application/json" (?:id="data"|class="model" data-rung="(\w+)")>(.*?)</script>', html)
+    found = re.findall(
+        r'<script type="application/json" (?:id="data"|class="model" data-rung="(\w+)")>(.*?)</script>', html
+    )
     scripts = {rung: json.loads(text) for rung, text in found}
     return scripts.pop(""), scripts
 
@@ -67,7 +71,7 @@ def as_torch(packed: dict) -> torch.nn.Module:
 def node(code: str, given: dict) -> dict:
     """What `code` returns, a function body with `given` in JavaScript and models.js."""
     script = f"""
-        const {{ Reader, draw, forward, newMemory, randomNumbers, unpack, writeOn }} = require({json.dumps(str(MODELS_JS))});
+        const {{ Reader, draw, randomNumbers, unpack, writeOn }} = require({json.dumps(str(MODELS_JS))});
         const given = JSON.parse(require("fs").readFileSync(0, "utf8"));
         console.log(JSON.stringify((() => {{ {code} }})()));
     """
@@ -87,13 +91,17 @@ def test_logits_of_the_page_are_those_of_torch(committed):
     assert list(models) == [rung_id(module) for module in KNOWN]
     idx = torch.tensor([data["alphabet"].index(character) for character in TEXT])
     code = "return given.models.map((m) => new Reader(unpack(m)).read(given.ids).map((row) => [...row.logits]))"
-    for packed, logits in zip(models.values(), node(code, {"models": [*models.values()], "ids": idx.tolist()}), strict=True):
+    for packed, logits in zip(
+        models.values(), node(code, {"models": [*models.values()], "ids": idx.tolist()}), strict=True
+    ):
         model, T = as_torch(packed), packed["config"]["block_size"]
         hop = {"learned": T // 2, None: 1, "rotary": len(idx)}[packed["cache"]]
         for t in (0, 1, T - 1, T, T + T // 2, len(idx) - 1):
             if t < len(idx):
                 start = -(-max(0, t + 1 - T) // hop) * hop
-                torch.testing.assert_close(torch.tensor(logits[t]), model(idx[None, start : t + 1])[0, -1], atol=1e-3, rtol=0)
+                torch.testing.assert_close(
+                    torch.tensor(logits[t]), model(idx[None, start : t + 1])[0, -1], atol=1e-3, rtol=0
+                )
 
 
 def random_model(module, small) -> Trained:
@@ -120,7 +128,7 @@ def test_what_a_rung_writes_is_what_generation_writes(small):
         written = node(code, {"models": packed, "ids": prompt.tolist(), "temperature": temperature})
         for each, ids in zip(trained, written, strict=True):
             assert ids == generate(each.model, prompt, 40, 8, temperature=0)[3:].tolist(), each.metadata
-            assert len(set(ids)) > 3 or each.metadata["rung"] == "bigram"
+            assert len(set(ids)) > 1, each.metadata
 
 
 @needs_node
@@ -143,7 +151,8 @@ def test_a_text_that_is_changed_is_read_as_if_it_were_new(small):
     for module in (pre_norm, gpt, modern):
         packed = weights.pack(random_model(module, small), int8=False)
         code = """
-            const texts = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [1, 2, 9, 4, 5], [1, 2], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13]];
+            const long = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+            const texts = [[...long, 11], [1, 2, 9, 4, 5], [1, 2], [...long, 12, 13]];
             const reader = new Reader(unpack(given)), last = (reader, text) => [...reader.read(text).at(-1).logits];
             return texts.map((text) => [last(reader, text), last(new Reader(unpack(given)), text)]);
         """
@@ -185,7 +194,9 @@ def folder(tmp_path, log, shakespeare, monkeypatch):
     rows = [runs("bigram", 2.5, 2.4), runs("pre_norm", 2.1, 2.0), runs("gpt --preset laptop", 1.9, 1.8)]
     rows += [runs("rotary --preset laptop", 1.7, 1.65), runs("rms_norm --preset laptop", 1.6)]
     alphabet = "".join(shakespeare.tokenizer.chars)
-    for label, own in zip(("bigram", "gpt --preset laptop", "rotary --preset laptop"), (rows[0], rows[2], rows[3]), strict=True):
+    for label, own in zip(
+        ("bigram", "gpt --preset laptop", "rotary --preset laptop"), (rows[0], rows[2], rows[3]), strict=True
+    ):
         config = config_of(label, runs_dir=tmp_path)
         model = rung_module(label.split()[0]).LanguageModel(65, config)
         row = own[2] | {"alphabet": alphabet, "parameters": count_parameters(model), "device": "cpu", "threads": 1}
@@ -203,9 +214,13 @@ def test_a_rung_that_javascript_does_not_know_is_computed_beforehand(folder, com
     said = command(page, "--runs-dir", runs_dir, "--loss-csv", log_path, "--out", out)
     html = out.read_text(encoding="utf-8")
     data, models = in_page(html)
-    assert [(rung["name"], rung["number"]) for rung in data["rungs"]] == [("bigram", "1"), ("gpt", "2"), ("rotary", "3")]
+    assert [(rung["name"], rung["number"]) for rung in data["rungs"]] == [
+        ("bigram", "1"),
+        ("gpt", "2"),
+        ("rotary", "3"),
+    ]
     assert [*models] == ["bigram", "gpt"]
-    for words in ("missing: pre_norm,", "missing: rms_norm --preset laptop,", "missing: modern --preset quick,"):
+    for words in ("missing: pre_norm:", "missing: rms_norm --preset laptop:", "missing: modern --preset quick:"):
         assert words in said
     assert "train it with python stages/rms_norm.py --preset laptop" in said
 
@@ -254,7 +269,7 @@ def test_the_committed_page_is_of_the_committed_code(committed):
     html = PAGE.read_bytes()
     assert len(html) <= 5_000_000
     for name in ("page.css", "models.js", "views.js"):
-        assert (MODELS_JS.parent / name).read_text(encoding="utf-8") in html.decode("utf-8"), f"{name}: run page.py again"
+        assert (MODELS_JS.parent / name).read_text(encoding="utf-8") in html.decode("utf-8"), name
     policy = re.search(r'Content-Security-Policy" content="(.*?)"', html.decode("utf-8"))[1]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     assert not re.search(rb'(?:src|href)="(?!data:,"|#)', html)
@@ -299,7 +314,7 @@ def opened(browser):
 
 
 def until(tab, expression: str, given=None) -> None:
-    """Wait for what an expression says of the page; the page itself may evaluate no text, which `wait_for_function` does."""
+    """Wait until an expression is true of the page. (`wait_for_function` evaluates text, which the page forbids.)"""
     for _ in range(600):
         if tab.evaluate(expression, given):
             return
@@ -395,10 +410,13 @@ def test_a_rung_writes_on_the_same_for_the_same_seed(opened, rung):
     assert written[0] == written[2] != written[1]
 
 
+SIZES = (("wide", 1280, "light"), ("middle", 720, "light"), ("phone", 390, "light"), ("dark", 1280, "dark"))
+
+
 def test_it_fits_wide_narrow_and_dark(opened, tmp_path):
     """Screenshots, in the folder of the test; nothing is wider than the window, and dark is dark."""
     shown = {}
-    for name, width, scheme in (("wide", 1280, "light"), ("middle", 720, "light"), ("phone", 390, "light"), ("dark", 1280, "dark")):
+    for name, width, scheme in SIZES:
         tab = opened(width, 900, color_scheme=scheme)
         until(tab, "/\\d/.test(document.querySelector('#bars [aria-pressed=true]').lastChild.textContent)")
         assert tab.evaluate("document.documentElement.scrollWidth") <= width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -20,6 +21,7 @@ class Chart:
     x_label: str
     y_label: str
     lines: list[dict] = field(default_factory=list)
+    note: str = ""
     width = WIDTH
     height = HEIGHT
     frame = (LEFT, TOP, WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
@@ -38,8 +40,11 @@ class Chart:
     def spread_labels(self) -> Chart:
         """Move labels that would lie on each other apart."""
         labelled = sorted((line for line in self.lines if line["label"]), key=lambda line: line["end"])
-        for above, below in zip(labelled, labelled[1:], strict=False):
+        for above, below in itertools.pairwise(labelled):
             below["end"] = max(below["end"], above["end"] + 26)
+        too_low = max(0, max((line["end"] for line in labelled), default=0) + 22 - (HEIGHT - BOTTOM))
+        for line in labelled:
+            line["end"] -= too_low
         return self
 
     def ticks(self, axis: str) -> list[tuple[float, str]]:

@@ -22,7 +22,9 @@ def loss_curve(results: Results, label: str) -> Chart:
     room = 0.06 * max(0.1, shown.max() - shown.min())
     seeds = own["seed"].nunique()
     title = f"Validation loss of {label} while it trains, {seeds} seed{'s' * (seeds > 1)}"
-    chart = Chart(title, (0, own["step"].max()), (shown.min() - room, shown.max() + room), "steps", "nats per character")
+    chart = Chart(
+        title, (0, own["step"].max()), (shown.min() - room, shown.max() + room), "steps", "nats per character"
+    )
     if before:
         mean = others.groupby("step")["val_loss"].mean()
         chart.add(mean.index, mean, "before", f"{before} {mean.iloc[-1]:.3f}")
@@ -48,4 +50,6 @@ def singular_values(trained: Trained, corpus: Corpus) -> Chart:
     numbers = range(1, len(before) + 1)
     chart.add(numbers, before.clamp(min=1e-4).log10().tolist(), "before", "before")
     chart.add(numbers, after.log10().tolist(), "own", "after")
+    shares = [(values.max() / values.median()).item() for values in (before, after)]
+    chart.note = f"The largest is {shares[0]:.1f} times the median before, and {shares[1]:.1f} times after."
     return chart.spread_labels()

@@ -28,8 +28,9 @@ def explanation(rung: str) -> tuple[str, list[str]]:
 
 
 def diff(rung: str, before: str | None) -> list[dict]:
-    """Lines of the rung's code, {"sign": "+", "-", " " or "…", "html"}: what differs from the rung before, and a little
-    around it. Of a rung with none before it, all of its lines.
+    """Lines of the rung's code, {"sign", "html"}: what differs from the rung before, and a little around it.
+
+    sign: "+", "-", " ", or "…" where lines are left out. Of a rung with none before it, all of its lines.
     """
     new = _code(rung)
     if before is None:
@@ -39,10 +40,17 @@ def diff(rung: str, before: str | None) -> list[dict]:
     for number, group in enumerate(matcher.get_grouped_opcodes(CONTEXT)):
         start = group[0][3]
         lines += [{"sign": "…", "html": _within([text for text, _ in new[:start]])}] * bool(number or start)
+        hunk = []
         for tag, i, i_end, j, j_end in group:
-            lines += [{"sign": "-", "html": html} for _, html in old[i:i_end] if tag != "equal"]
-            lines += [{"sign": " " if tag == "equal" else "+", "html": html} for _, html in new[j:j_end]]
+            hunk += [{"sign": "-", "html": html} for _, html in old[i:i_end] if tag != "equal"]
+            hunk += [{"sign": " " if tag == "equal" else "+", "html": html} for _, html in new[j:j_end]]
+        lines += _without_blank_ends(hunk)
     return lines
+
+
+def _without_blank_ends(lines: list[dict]) -> list[dict]:
+    told = [number for number, line in enumerate(lines) if line["html"] or line["sign"] == "-"]
+    return lines[told[0] : told[-1] + 1]
 
 
 def _within(lines: list[str]) -> str:

@@ -26,7 +26,8 @@ function linear(x, { weight, bias }) {
       y[out + o + 2] = y2;
       y[out + o + 3] = y3;
     }
-    for (; o < O; o++) for (let i = 0; i < I; i++) y[out + o] += x[row + i] * weight[o * I + i]; // what four do not divide
+    for (; o < O; o++) // what is left over
+      for (let i = 0; i < I; i++) y[out + o] += x[row + i] * weight[o * I + i];
     if (bias) for (o = 0; o < O; o++) y[out + o] += bias[o];
   }
   return y;
@@ -374,4 +375,4 @@ function serve() {
   self.onmessage = ({ data: [task, given] }) => self.postMessage(tasks[task](given));
 }
 
-if (typeof module !== "undefined") module.exports = { Reader, draw, forward, newMemory, randomNumbers, unpack, writeOn };
+if (typeof module !== "undefined") module.exports = { Reader, draw, randomNumbers, unpack, writeOn };

@@ -6,7 +6,7 @@ const data = JSON.parse($("data").textContent);
 const { alphabet, rungs } = data;
 const WORST = 5; // nats at which the colour is darkest
 const WRITTEN = 400; // characters to write on at most
-const ALIKES = { "\u2018": "'", "\u2019": "'", "\u201c": "'", "\u201d": "'", '"': "'", "\u2013": "-", "\u2014": "--", "\t": " " };
+const ALIKES = { "\u2018": "'", "\u2019": "'", "\u201c": "'", "\u201d": "'", '"': "'", "\u2013": "-", "\u2014": "--" };
 
 const state = {
   text: "",
@@ -28,7 +28,6 @@ function el(tag, properties = {}, ...children) {
 
 const visible = (character) => ({ "\n": "\u21b5", " ": "\u2423" })[character] ?? character;
 const percent = (p) => (p < 0.001 ? "<0.1%" : `${(100 * p).toFixed(p < 0.1 ? 1 : 0)}%`);
-const signed = (value) => `${value > 0 ? "+" : "\u2212"}${Math.abs(value).toFixed(2)}`;
 
 // The models: small ones here, large ones in a worker each
 
@@ -95,31 +94,30 @@ const probabilities = (row) => (row.probabilities ??= softmax(row.logits));
 function lossesOf(rung) {
   if (!rung.live) return state.passage < 0 ? [] : [undefined, ...rung.losses[state.passage]];
   const rows = rowsOf(rung);
-  return state.ids.map((id, i) => i > 0 && rows[i - 1] ? -Math.log(probabilities(rows[i - 1])[id]) : undefined);
+  return state.ids.map((id, i) => (rows[i - 1] ? -Math.log(probabilities(rows[i - 1])[id]) : undefined));
 }
 
-function mean(values) {
-  const known = values.filter((value) => value !== undefined);
-  return known.length && known.length === state.ids.length - 1 ? known.reduce((a, b) => a + b) / known.length : undefined;
+/** The mean loss of the text; undefined until all of it is known. */
+function mean(losses) {
+  const known = losses.filter((loss) => loss !== undefined);
+  const complete = known.length > 0 && known.length === state.ids.length - 1;
+  return complete ? known.reduce((a, b) => a + b) / known.length : undefined;
 }
 
 let round = 0;
 
-/** Let every model read the text: the chosen one first, then the others, a small one at a time. */
+/** Let every model read the text: the chosen one first, then the others, a few milliseconds' worth at a time. */
 function readText() {
-  const mine = ++round;
-  const done = (rung) => (ids, rows) => {
-    read.set(rung.name, { ids, rows });
-    show(rung);
-  };
-  const live = rungs.filter((rung) => models.has(rung.name));
-  const chosen = live.filter((rung) => rung === rungs[state.rung]);
-  const queue = [...chosen, ...live.filter((rung) => rung !== rungs[state.rung])];
+  const mine = ++round, chosen = rungs[state.rung];
+  const queue = [chosen, ...rungs.filter((rung) => rung !== chosen)].filter((rung) => models.has(rung.name));
   const step = () => {
     const started = performance.now();
     while (mine === round && queue.length && performance.now() - started < 30) {
       const rung = queue.shift();
-      models.get(rung.name).read(state.ids, done(rung));
+      models.get(rung.name).read(state.ids, (ids, rows) => {
+        read.set(rung.name, { ids, rows });
+        show(rung);
+      });
     }
     if (mine === round && queue.length) setTimeout(step);
   };
@@ -130,25 +128,26 @@ function readText() {
 
 /** Take over a text, without the characters that no model knows. */
 function setText(typed) {
-  const alike = Array.from(typed, (character) => (alphabet.includes(character) ? character : ALIKES[character] ?? character));
-  const characters = alike.join("").split("");
-  const unknown = [...new Set(Array.from(alike.join("")))].filter((character) => !alphabet.includes(character));
-  const text = characters.filter((character) => alphabet.includes(character)).join("").slice(0, $("text").maxLength);
+  const known = (character) => alphabet.includes(character);
+  const alike = Array.from(typed, (character) => (known(character) ? character : (ALIKES[character] ?? character)));
+  const unknown = [...new Set(Array.from(alike.join("")))].filter((character) => !known(character));
+  const text = Array.from(alike.join("")).filter(known).join("").slice(0, $("text").maxLength);
+  const quoted = unknown.slice(0, 8).map((character) => `\u201c${character}\u201d`).join(", ");
+  const signs = alphabet.filter((character) => !/[A-Za-z\s]/.test(character)).join(" ");
   $("notice").textContent = unknown.length
-    ? `${unknown.slice(0, 8).map((character) => `\u201c${character}\u201d`).join(", ")} left out: the models have never seen ` +
-      `it. They know A to Z, a to z, space, line break and ${alphabet.filter((c) => !/[A-Za-z\s]/.test(c)).join(" ")}`
+    ? `${quoted} left out: the models have never seen ${unknown.length > 1 ? "them" : "it"}. ` +
+      `They know A to Z, a to z, space, line break and ${signs}`
     : "";
   if ($("text").value !== text) {
-    const caret = $("text").selectionStart - (typed.length - text.length);
+    const caret = Math.max(0, $("text").selectionStart - (typed.length - text.length));
     $("text").value = text;
-    $("text").setSelectionRange(Math.max(0, caret), Math.max(0, caret));
+    $("text").setSelectionRange(caret, caret);
   }
-  state.text = text;
-  state.ids = Array.from(text, (character) => alphabet.indexOf(character));
-  state.passage = data.passages.findIndex((passage) => passage.text === text);
-  state.pin = state.hover = null;
-  document.querySelectorAll("[data-passage]").forEach((button) =>
-    button.setAttribute("aria-pressed", Number(button.dataset.passage) === state.passage));
+  const ids = Array.from(text, (character) => alphabet.indexOf(character));
+  const passage = data.passages.findIndex((each) => each.text === text);
+  Object.assign(state, { text, ids, passage, pin: null, hover: null });
+  for (const button of document.querySelectorAll("[data-passage]"))
+    button.setAttribute("aria-pressed", Number(button.dataset.passage) === passage);
   showAll();
   readText();
 }
@@ -168,11 +167,13 @@ function spans(container, open) {
   return container.children;
 }
 
+/** Colour a character, by p from 0 to 1; not at all where p is not known. */
 function tint(span, p, colour) {
-  span.style.setProperty("--p", Number.isFinite(p) ? Math.min(1, Math.max(0, p)).toFixed(3) : 0);
+  span.style.setProperty("--p", Number.isFinite(p) ? Math.min(1, p).toFixed(3) : 0);
   span.style.setProperty("--tint", colour);
 }
 
+/** The number of the character that is looked at. */
 const place = () => state.hover ?? state.pin ?? state.ids.length;
 
 /** Make the character that the pointer, or a finger, is at the one that is looked at. */
@@ -191,72 +192,70 @@ function move(to) {
 // The chosen rung
 
 function showReading() {
-  const children = spans($("reading"), true);
-  lossesOf(rungs[state.rung]).forEach((loss, i) => tint(children[i], loss / WORST, "var(--surprise)"));
-  if (!rungs[state.rung].live && state.passage < 0)
-    for (const span of children) tint(span, 0, "var(--surprise)");
+  const losses = lossesOf(rungs[state.rung]);
+  [...spans($("reading"), true)].forEach((span, i) => tint(span, losses[i] / WORST, "var(--surprise)"));
 }
 
 /** The weights with which the chosen rung attends where it predicts character i: {first, weights}, or null. */
 function attentionTo(i) {
   const row = rowsOf(rungs[state.rung])[i - 1];
   if (!row?.weights.length) return null;
-  const { heads } = rungs[state.rung].live, n = row.weights[0].length / heads;
-  const [layer, head] = state.head.split(".").map(Number);
-  const all = row.weights.flatMap((weights, l) =>
-    Array.from({ length: heads }, (_, h) => state.head === "mean" || (l === layer && h === head) ? weights.subarray(h * n, h * n + n) : []));
-  const chosen = all.filter((weights) => weights.length);
-  return { first: row.first, weights: Array.from({ length: n }, (_, s) => chosen.reduce((sum, weights) => sum + weights[s], 0) / chosen.length) };
+  const heads = rungs[state.rung].live.heads, n = row.weights[0].length / heads;
+  const chosen = row.weights.flatMap((weights, layer) => Array.from({ length: heads }, (_, head) =>
+    ["mean", `${layer}.${head}`].includes(state.head) ? [weights.subarray(head * n, (head + 1) * n)] : []).flat());
+  const weights = Array.from({ length: n }, (_, s) => chosen.reduce((sum, each) => sum + each[s], 0) / chosen.length);
+  return { first: row.first, weights };
 }
 
 /** Everything that depends on the character that is looked at. */
 function showPlace() {
   const i = place(), reading = $("reading"), attention = attentionTo(i);
   for (const [s, span] of [...spans(reading, true)].entries()) {
-    span.style.setProperty("--w", (attention?.weights[s - attention.first] ?? 0).toFixed(3));
+    const weight = attention?.weights[s - attention.first] ?? 0;
+    span.style.setProperty("--w", Math.sqrt(weight).toFixed(3)); // as on the maps
     span.classList.toggle("here", s === i);
   }
   for (const card of $("cards").children) {
-    const text = card.querySelector(".text"), loss = card.losses?.[i];
+    const text = card.querySelector(".text"), values = { mean: card.mean, here: card.losses?.[i] };
     text.querySelector(".here")?.classList.remove("here");
     text.children[i]?.classList.add("here");
-    card.querySelector(".value").textContent = [
-      card.mean === undefined ? "" : `mean ${card.mean.toFixed(2)}`, loss === undefined ? "" : `here ${loss.toFixed(2)}`,
-    ].filter(Boolean).join(", ");
+    const known = Object.entries(values).filter(([, value]) => value !== undefined);
+    card.querySelector(".value").textContent = known.map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", ");
   }
   showGuesses(i);
-  showTableRow(i);
+  showTable(i);
 }
 
+/** What was expected in place of character i, in bars, and in words for a screen reader too. */
 function showGuesses(i) {
   const rung = rungs[state.rung], row = rowsOf(rung)[i - 1], next = state.ids[i], reading = $("reading");
+  const before = Array.from(state.text.slice(Math.max(0, i - 10), i), visible).join("");
   reading.ariaValueMax = Math.max(1, state.ids.length);
   reading.ariaValueNow = i;
-  const before = Array.from(state.text.slice(Math.max(0, i - 10), i), visible).join("");
   if (!row) {
     const loss = lossesOf(rung)[i];
-    const words = loss !== undefined ? `It lost ${loss.toFixed(2)} nats on \u201c${visible(state.text[i])}\u201d. What else it expected is not on this page.`
-      : i === 0 ? "Nothing comes before the first character, so there is nothing to guess from."
-      : rung.live ? "Reading \u2026" : "This rung does not run in the page. Pick a passage to see the loss of each character.";
-    $("guesses").replaceChildren(el("p", { textContent: words }));
-    reading.ariaValueText = words;
-    return;
+    reading.ariaValueText =
+      i === 0 ? "Nothing comes before the first character, so there is nothing to guess from."
+      : rung.live ? "Reading \u2026"
+      : loss === undefined ? "This rung does not run in the page. Pick a passage to see the loss of each character."
+      : `It lost ${loss.toFixed(2)} nats on \u201c${visible(state.text[i])}\u201d.`;
+    return $("guesses").replaceChildren(el("p", { textContent: reading.ariaValueText }));
   }
   const p = probabilities(row), order = [...p.keys()].sort((a, b) => p[b] - p[a]);
-  const heading = el("p", {}, "After ", el("code", { textContent: before }), " it expects");
   const bars = order.slice(0, 5).map((id) => {
-    const bar = el("div", { className: "bar" });
+    const bar = el("div", { className: "bar" }), name = (id === next ? "\u2192 " : "") + visible(alphabet[id]);
     bar.style.setProperty("--p", p[id]);
-    return el("div", { className: id === next ? "guess true" : "guess" },
-      el("code", { textContent: (id === next ? "\u2192 " : "") + visible(alphabet[id]) }), el("div", {}, bar),
-      el("span", { className: "value", textContent: percent(p[id]) }));
+    return el("div", { className: id === next ? "guess true" : "guess" }, el("code", { textContent: name }),
+      el("div", {}, bar), el("span", { className: "value", textContent: percent(p[id]) }));
   });
-  const verdict = next === undefined ? "Nothing follows yet: type it, or let the model write on, below."
-    : `It was \u201c${visible(state.text[i])}\u201d: probability ${percent(p[next])}, loss ${(-Math.log(p[next])).toFixed(2)} nats, ` +
-      `number ${order.indexOf(next) + 1} of its guesses.`;
-  $("guesses").replaceChildren(heading, ...bars, el("p", { className: "small", textContent: verdict }));
-  reading.ariaValueText = `After ${before}: ${verdict} Likeliest: ` +
-    order.slice(0, 5).map((id) => `${visible(alphabet[id])} ${percent(p[id])}`).join(", ");
+  const verdict = next === undefined
+    ? "Nothing follows yet: type it, or let the model write on, below."
+    : `It was \u201c${visible(state.text[i])}\u201d: probability ${percent(p[next])}, ` +
+      `loss ${(-Math.log(p[next])).toFixed(2)} nats, number ${order.indexOf(next) + 1} of its guesses.`;
+  $("guesses").replaceChildren(el("p", {}, "After ", el("code", { textContent: before }), " it expects"), ...bars,
+    el("p", { className: "small", textContent: verdict }));
+  const likeliest = order.slice(0, 5).map((id) => `${visible(alphabet[id])} ${percent(p[id])}`).join(", ");
+  reading.ariaValueText = `After ${before}: ${verdict} Likeliest: ${likeliest}`;
 }
 
 /** The accent colour as red, green and blue. */
@@ -268,7 +267,8 @@ function accent() {
 /** Paint a canvas of width x height cells; value(x, y) from 0 to 1 is how much of the accent colour a cell gets. */
 function paint(canvas, width, height, value) {
   Object.assign(canvas, { width, height });
-  const context = canvas.getContext("2d"), image = context.createImageData(width, height), [red, green, blue] = accent();
+  const context = canvas.getContext("2d"), image = context.createImageData(width, height);
+  const [red, green, blue] = accent();
   for (let y = 0, at = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
       image.data[at++] = red;
@@ -280,46 +280,53 @@ function paint(canvas, width, height, value) {
   context.putImageData(image, 0, 0);
 }
 
-/** A map for every head: which character (across) attends how much to which. */
+const BANDED = "Each column is a character of the text. Its cells are the characters that the model sees there, the " +
+  "nearest one at the bottom. The stronger the colour, the larger the weight.";
+const SQUARE = "Each row is a character that attends, each column one that it attends to. The stronger the colour, " +
+  "the larger the weight. Nothing is right of the diagonal: no character sees a later one.";
+
+const headsOf = ({ live }) =>
+  Array.from({ length: live.layers * live.heads }, (_, k) => [Math.floor(k / live.heads), k % live.heads]);
+
+/** A map for every head: which character attends how much to which. */
 function showMaps() {
-  const rung = rungs[state.rung], rows = rowsOf(rung), T = rows.length;
+  const rung = rungs[state.rung], rows = rowsOf(rung), T = rows.length, maps = $("maps");
   document.querySelector(".attention").hidden = !rung.live?.layers;
-  if (!rung.live?.layers || !T) return $("maps").replaceChildren();
-  const { layers, heads, block_size } = rung.live, banded = block_size <= 16;
-  $("attention-note").textContent = banded
-    ? `Each column is a character of the text. Its ${block_size} cells are the ${block_size} characters that the model sees there, the ` +
-      "nearest one at the bottom. The darker, the larger the weight."
-    : "Each row is a character that attends, each column one that it attends to. The darker, the larger the weight. Nothing is right of the diagonal: no character sees a later one.";
-  $("maps").className = banded ? "banded" : "";
-  const names = Array.from({ length: layers * heads }, (_, k) => [Math.floor(k / heads), k % heads]);
-  if ($("maps").of !== rung.name || !$("maps").children.length) {
-    $("maps").of = rung.name;
-    $("maps").replaceChildren(...names.map(([layer, head]) => {
-      const canvas = el("canvas");
-      const button = el("button", { type: "button", onclick: () => chooseHead(`${layer}.${head}`) }, canvas, headName(rung, layer, head));
-      canvas.addEventListener("pointermove", (event) => {
-        const across = event.offsetX / canvas.clientWidth, down = event.offsetY / canvas.clientHeight;
-        move({ hover: 1 + Math.floor((banded ? across : down) * canvas.across) });
-      });
-      canvas.addEventListener("pointerleave", () => move({ hover: null }));
-      return button;
-    }));
+  if (!rung.live?.layers || !T) return maps.replaceChildren();
+  const { heads, block_size } = rung.live, banded = block_size <= 16;
+  $("attention-note").textContent = banded ? BANDED : SQUARE;
+  maps.className = banded ? "banded" : "";
+  if (maps.of !== rung.name || !maps.children.length) {
+    maps.of = rung.name;
+    maps.replaceChildren(...headsOf(rung).map(([layer, head]) => makeMap(rung, layer, head, banded)));
   }
-  names.forEach(([layer, head], k) => {
+  headsOf(rung).forEach(([layer, head], k) => {
     const weight = (query, key) => {
       const { first, weights } = rows[query], n = weights[layer].length / heads;
       return key >= first && key <= query ? Math.sqrt(weights[layer][head * n + key - first]) : 0;
     };
-    const button = $("maps").children[k];
-    button.firstChild.across = T;
+    const button = maps.children[k];
     button.setAttribute("aria-pressed", state.head === `${layer}.${head}`);
     if (banded) paint(button.firstChild, T, block_size, (x, y) => weight(x, x - (block_size - 1 - y)));
     else paint(button.firstChild, T, T, (x, y) => weight(y, x));
   });
 }
 
-const headName = (rung, layer, head) =>
-  [rung.live.layers > 1 ? `block ${layer + 1}` : "", rung.live.heads > 1 ? `head ${head + 1}` : "the head"].filter(Boolean).join(", ");
+/** A button that marks a head's weights on the text, with the canvas of its map, which can be pointed at. */
+function makeMap(rung, layer, head, banded) {
+  const canvas = el("canvas"), onclick = () => chooseHead(`${layer}.${head}`);
+  canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => {
+    const share = banded ? offsetX / canvas.clientWidth : offsetY / canvas.clientHeight;
+    move({ hover: 1 + Math.floor(share * canvas.width) });
+  });
+  canvas.addEventListener("pointerleave", () => move({ hover: null }));
+  return el("button", { type: "button", onclick }, canvas, headName(rung, layer, head));
+}
+
+function headName({ live }, layer, head) {
+  const block = live.layers > 1 ? `block ${layer + 1}, ` : "";
+  return block + (live.heads > 1 ? `head ${head + 1}` : "the head");
+}
 
 function chooseHead(head) {
   state.head = $("head").value = head;
@@ -327,65 +334,62 @@ function chooseHead(head) {
   showPlace();
 }
 
-/** The bigram's probabilities: 65 rows of 65. */
-function showTable() {
-  const rung = rungs[state.rung];
-  document.querySelector(".table").hidden = rung.name !== "bigram" || !rung.live;
-  if (rung.name !== "bigram" || !rung.live) return;
-  const V = alphabet.length, { data: weight } = models.get("bigram").table ??= {
-    data: alphabet.map((_, id) => softmax(models.get("bigram").reader.read([id])[0].logits)),
-  };
-  $("table").lit = null;
-  const here = place() > 0 ? state.ids[place() - 1] : -1;
-  const scale = 9; // pixels of a cell
-  paint($("table"), V * scale, V * scale, (x, y) => {
-    const row = Math.floor(y / scale), column = Math.floor(x / scale), edge = row === here && (y % scale === 0 || y % scale === scale - 1);
-    return edge ? 1 : Math.sqrt(weight[row][column]) * (here < 0 || row === here ? 1 : 0.55);
-  });
-}
+const CELL = 9; // pixels of a cell of the table
 
-function showTableRow(i) {
-  if (rungs[state.rung].name !== "bigram" || !models.has("bigram")) return;
-  showTable();
-  const row = rowsOf(rungs[state.rung])[i - 1];
-  if (!row) return;
-  const p = probabilities(row), best = p.indexOf(Math.max(...p));
-  $("table-note").textContent = `Row \u201c${visible(state.text[i - 1])}\u201d: its largest probability is that of \u201c${visible(alphabet[best])}\u201d, ${percent(p[best])}. Rows and columns: ${alphabet.map(visible).join("")}`;
+/** The bigram's probabilities, 65 rows of 65; the row of the character before number i is lit. */
+function showTable(i) {
+  const rung = rungs[state.rung], shown = rung.name === "bigram" && rung.live;
+  document.querySelector(".table").hidden = !shown;
+  if (!shown) return;
+  const { reader } = models.get("bigram"), V = alphabet.length, here = state.ids[i - 1];
+  const table = (reader.table ??= alphabet.map((_, id) => softmax(reader.read([id])[0].logits)));
+  paint($("table"), V * CELL, V * CELL, (x, y) => {
+    const row = Math.floor(y / CELL), onEdge = [0, CELL - 1].includes(y % CELL);
+    if (row === here && onEdge) return 1;
+    return Math.sqrt(table[row][Math.floor(x / CELL)]) * (here === undefined || row === here ? 1 : 0.55);
+  });
+  const order = `Rows and columns, in order: ${alphabet.map(visible).join("")}.`;
+  if (here === undefined) return ($("table-note").textContent = order);
+  const best = table[here].indexOf(Math.max(...table[here]));
+  $("table-note").textContent = `In row \u201c${visible(alphabet[here])}\u201d the likeliest is ` +
+    `\u201c${visible(alphabet[best])}\u201d: ${percent(table[here][best])}. ${order}`;
 }
 
 // All rungs
 
+/** Its place on the ladder; nothing for a rung beside it. */
+const numberOf = (rung) => (/^\d/.test(rung.number) ? rung.number : "");
+
 function makeLadder() {
   $("bars").replaceChildren(...rungs.map((rung, number) => {
-    const button = el("button", { type: "button", onclick: () => chooseRung(number) },
-      el("span", { className: "number", textContent: /^\d/.test(rung.number) ? rung.number : "" }), el("span", { textContent: rung.name }),
-      el("span", { className: "track" }, el("div", { className: "bar" })), el("span", { className: "value" }));
-    return el("li", {}, button);
+    const part = (className, ...children) => el("span", { className }, ...children);
+    const bar = part("track", el("div", { className: "bar" }));
+    return el("li", {}, el("button", { type: "button", onclick: () => chooseRung(number) },
+      part("number", numberOf(rung)), part("name", rung.name), bar, part("value")));
   }));
   $("cards").replaceChildren(...rungs.map((rung, number) => {
     const text = el("div", { className: "text" });
     follow(text);
-    const name = el("button", { type: "button", textContent: rung.name, onclick: () => chooseRung(number) });
+    const name = el("button", { type: "button", onclick: () => chooseRung(number) }, `${numberOf(rung)} ${rung.name}`);
     return el("div", { className: "card" }, el("h3", {}, name, el("span", { className: "value" })), text);
   }));
 }
 
 /** A rung's bar and card. */
 function showRung(number) {
-  const rung = rungs[number], losses = lossesOf(rung), average = mean(losses), card = $("cards").children[number];
-  const button = $("bars").children[number].firstChild, before = rungs.find((other) => other.name === rung.before);
-  const uniform = Math.log(alphabet.length);
-  button.setAttribute("aria-pressed", number === state.rung);
+  const rung = rungs[number], losses = lossesOf(rung), average = mean(losses), chosen = number === state.rung;
+  const button = $("bars").children[number].firstChild, card = $("cards").children[number];
+  button.setAttribute("aria-pressed", chosen);
   button.querySelector(".value").textContent = average?.toFixed(2) ?? "\u2013";
-  button.querySelector(".bar").style.setProperty("--p", Math.min(1, (average ?? 0) / uniform));
-  card.classList.toggle("chosen", number === state.rung);
+  button.querySelector(".bar").style.setProperty("--p", Math.min(1, (average ?? 0) / Math.log(alphabet.length)));
+  card.classList.toggle("chosen", chosen);
   card.hidden = !losses.length;
   Object.assign(card, { losses, mean: average });
-  const children = spans(card.querySelector(".text"), false), others = state.mode === "gain" && before ? lossesOf(before) : null;
-  losses.forEach((loss, i) => {
-    if (state.mode === "loss") return tint(children[i], loss / WORST, "var(--surprise)");
-    const change = others ? loss - others[i] : 0;
-    tint(children[i], Math.abs(change) / 2, change > 0 ? "var(--surprise)" : "var(--better)");
+  const before = rungs.find((other) => other.name === rung.before), others = before ? lossesOf(before) : [];
+  [...spans(card.querySelector(".text"), false)].forEach((span, i) => {
+    const change = losses[i] - others[i];
+    if (state.mode === "loss") tint(span, losses[i] / WORST, "var(--surprise)");
+    else tint(span, Math.abs(change) / 2, change > 0 ? "var(--surprise)" : "var(--better)");
   });
 }
 
@@ -405,7 +409,6 @@ function showAll() {
   rungs.forEach((_, number) => showRung(number));
   showReading();
   showMaps();
-  showTable();
   showPlace();
 }
 
@@ -414,18 +417,16 @@ function chooseRung(number) {
   const rung = rungs[state.rung];
   $("rung").value = state.rung;
   $("rung").ariaValueText = `${rung.number}, ${rung.name}: ${rung.title}`;
-  $("rung-title").replaceChildren(el("strong", { textContent: `${rung.number} ${rung.name}` }), ` ${rung.title}`);
+  const name = `${numberOf(rung) ? "Rung " : ""}${rung.number} ${rung.name}`;
+  $("rung-title").replaceChildren(el("strong", { textContent: name }), ` ${rung.title}`);
   document.querySelectorAll(".rung-name").forEach((span) => (span.textContent = rung.name));
   document.querySelectorAll("article").forEach((article) => (article.hidden = article.id !== rung.name));
   $("live").hidden = !rung.live;
-  if (rung.live) {
-    const { layers, heads } = rung.live;
-    const options = Array.from({ length: layers * heads }, (_, k) => [Math.floor(k / heads), k % heads]);
-    if (!options.some(([layer, head]) => state.head === `${layer}.${head}`)) state.head = "mean";
-    $("head").replaceChildren(el("option", { value: "mean", textContent: "the mean of all heads" }),
-      ...options.map(([layer, head]) => el("option", { value: `${layer}.${head}`, textContent: headName(rung, layer, head) })));
-    $("head").value = state.head;
-  }
+  const heads = rung.live ? headsOf(rung) : [];
+  if (!heads.some(([layer, head]) => state.head === `${layer}.${head}`)) state.head = "mean";
+  $("head").replaceChildren(el("option", { value: "mean", textContent: "the mean of all heads" }), ...heads.map(
+    ([layer, head]) => el("option", { value: `${layer}.${head}`, textContent: headName(rung, layer, head) })));
+  $("head").value = state.head;
   writing = null;
   $("written").textContent = "";
   history.replaceState(null, "", `#rung=${rung.name}`);
@@ -437,12 +438,14 @@ function chooseRung(number) {
 let writing = null;
 
 async function write() {
-  const mine = (writing = {}), model = models.get(rungs[state.rung].name), pause = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 25;
-  const ids = place() > 0 ? state.ids.slice(0, place()) : [Math.max(0, alphabet.indexOf("\n"))];
+  const mine = (writing = {}), model = models.get(rungs[state.rung].name), end = place();
+  const pause = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 25;
+  const [temperature, topK, seed] = ["temperature", "top-k", "seed"].map((id) => Number($(id).value));
+  const ids = end > 0 ? state.ids.slice(0, end) : [Math.max(0, alphabet.indexOf("\n"))];
   const written = document.createTextNode("");
-  $("written").replaceChildren(el("span", { textContent: state.text.slice(0, place()) }), written);
+  $("written").replaceChildren(el("span", { textContent: state.text.slice(0, end) }), written);
   $("write").textContent = "Stop";
-  await model.write({ ids, temperature: Number($("temperature").value), topK: Number($("top-k").value), seed: Number($("seed").value) });
+  await model.write({ ids, temperature, topK, seed });
   for (let k = 0; k < WRITTEN && writing === mine; k++) {
     const id = await model.next();
     if (writing !== mine) break;
@@ -450,10 +453,9 @@ async function write() {
     $("written").scrollTop = $("written").scrollHeight;
     await new Promise((resolve) => setTimeout(resolve, pause));
   }
-  if (writing === mine || writing === null) {
-    writing = null;
-    $("write").textContent = "Write on";
-  }
+  if (writing && writing !== mine) return; // another text has begun
+  writing = null;
+  $("write").textContent = "Write on";
 }
 
 // The start
@@ -472,8 +474,8 @@ function start() {
     move({ pin: Math.min(state.ids.length, Math.max(0, to)), hover: null });
   });
   $("text").addEventListener("input", () => setText($("text").value));
-  document.querySelectorAll("[data-passage]").forEach((button) =>
-    button.addEventListener("click", () => setText(data.passages[button.dataset.passage].text)));
+  for (const button of document.querySelectorAll("[data-passage]"))
+    button.addEventListener("click", () => setText(data.passages[button.dataset.passage].text));
   $("rung").addEventListener("input", () => chooseRung(Number($("rung").value)));
   $("down").addEventListener("click", () => chooseRung(state.rung - 1));
   $("up").addEventListener("click", () => chooseRung(state.rung + 1));
@@ -483,11 +485,14 @@ function start() {
     document.querySelector(".legend.gain").hidden = state.mode === "loss";
     rungs.forEach((_, number) => showRung(number));
   });
-  $("temperature").addEventListener("input", () => (document.querySelector("output").textContent = Number($("temperature").value).toFixed(1)));
+  $("temperature").addEventListener("input", () => {
+    document.querySelector("output").textContent = Number($("temperature").value).toFixed(1);
+  });
   $("write").addEventListener("click", () => (writing ? (writing = null) : write()));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showAll);
   const named = rungs.findIndex((rung) => `#rung=${rung.name}` === location.hash);
-  chooseRung(named >= 0 ? named : Math.max(0, rungs.findLastIndex((rung) => rung.live && !rung.live.large)));
+  const first = rungs.findLastIndex((rung) => rung.live && !rung.live.large); // the best of those that answer at once
+  chooseRung(named >= 0 ? named : Math.max(0, first));
   setText(data.passages[0].text);
 }
 
