@@ -317,7 +317,7 @@ function makeMap(rung, layer, head, banded) {
   const canvas = el("canvas"), onclick = () => chooseHead(`${layer}.${head}`);
   canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => {
     const share = banded ? offsetX / canvas.clientWidth : offsetY / canvas.clientHeight;
-    move({ hover: 1 + Math.floor(share * canvas.width) });
+    move({ hover: Math.min(canvas.width, 1 + Math.floor(share * canvas.width)) });
   });
   canvas.addEventListener("pointerleave", () => move({ hover: null }));
   return el("button", { type: "button", onclick }, canvas, headName(rung, layer, head));
@@ -360,17 +360,25 @@ function showTable(i) {
 /** Its place on the ladder; nothing for a rung beside it. */
 const numberOf = (rung) => (/^\d/.test(rung.number) ? rung.number : "");
 
+/** Its name; with the preset of the model that runs here, where that is not the one of its curve. */
+function nameOf(rung) {
+  const preset = rung.live?.preset;
+  return preset && rung.flags !== `--preset ${preset}` ? `${rung.name} (${preset})` : rung.name;
+}
+
 function makeLadder() {
   $("bars").replaceChildren(...rungs.map((rung, number) => {
     const part = (className, ...children) => el("span", { className }, ...children);
     const bar = part("track", el("div", { className: "bar" }));
-    return el("li", {}, el("button", { type: "button", onclick: () => chooseRung(number) },
-      part("number", numberOf(rung)), part("name", rung.name), bar, part("value")));
+    const button = el("button", { type: "button", onclick: () => chooseRung(number) },
+      part("number", numberOf(rung)), part("name", nameOf(rung)), bar, part("value"));
+    button.dataset.rung = rung.name;
+    return el("li", {}, button);
   }));
   $("cards").replaceChildren(...rungs.map((rung, number) => {
     const text = el("div", { className: "text" });
     follow(text);
-    const name = el("button", { type: "button", onclick: () => chooseRung(number) }, `${numberOf(rung)} ${rung.name}`);
+    const name = el("button", { type: "button", onclick: () => chooseRung(number) }, `${numberOf(rung)} ${nameOf(rung)}`);
     return el("div", { className: "card" }, el("h3", {}, name, el("span", { className: "value" })), text);
   }));
 }
