@@ -51,7 +51,7 @@ LIVE: dict[str, tuple[Preset | None, ...]] = {
 PASSAGES = (
     ("A name comes back", "GREMIO:\nYoungling, thou canst", "But thine doth fry."),
     ("A quote is closed", "Was the first man that leap'd", "Why that's my spirit!"),
-    ("Latin, said twice", "'Hic ibat Simois", "'Simois,' I"),
+    ("Latin, new to all", "'Hic ibat Simois", "'Simois,' I"),
     ("Verse with a rhythm", "Women are made to bear, and so", "I will not burden thee;"),
     ("One word, again and again", "Is it new and old too?", "hear of Petruchio's coming?"),
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 WIDTH, HEIGHT = 420, 250  # of a picture, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 44, 92, 14, 38  # its margins
+LEFT, RIGHT, TOP, BOTTOM = 44, 92, 20, 38  # its margins
 
 
 @dataclass

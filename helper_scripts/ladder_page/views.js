@@ -378,8 +378,9 @@ function makeLadder() {
   $("cards").replaceChildren(...rungs.map((rung, number) => {
     const text = el("div", { className: "text" });
     follow(text);
-    const name = el("button", { type: "button", onclick: () => chooseRung(number) }, `${numberOf(rung)} ${nameOf(rung)}`);
-    return el("div", { className: "card" }, el("h3", {}, name, el("span", { className: "value" })), text);
+    const onclick = () => chooseRung(number), name = `${numberOf(rung)} ${nameOf(rung)}`;
+    const button = el("button", { type: "button", onclick }, name);
+    return el("div", { className: "card" }, el("h3", {}, button, el("span", { className: "value" })), text);
   }));
 }
 
