@@ -152,18 +152,21 @@ function setText(typed) {
   readText();
 }
 
-/** The text as a span for each character, and with `open` one more for what follows. */
+/** The text as a span for each character, and with `open` one more for what follows. What is there already stays. */
 function spans(container, open) {
+  const shown = container.shown ?? "";
   if (container.shown === state.text) return container.children;
   container.shown = state.text;
-  const characters = Array.from(state.text, (character, i) => {
-    const span = el("span", {}, ...(character === "\n" ? [el("i", { textContent: "\u21b5" }), "\n"] : [character]));
-    span.dataset.i = i;
-    return span;
-  });
-  const end = el("span", { className: "next", textContent: "\u00a0\u00a0" });
-  end.dataset.i = state.text.length;
-  container.replaceChildren(...characters, ...(open ? [end] : []));
+  let same = 0;
+  while (same < shown.length && shown[same] === state.text[same]) same++;
+  while (container.children.length > same) container.lastChild.remove();
+  const characters = Array.from(state.text).slice(same);
+  for (const character of open ? [...characters, null] : characters) {
+    const content = character === "\n" ? [el("i", { textContent: "\u21b5" }), "\n"] : [character ?? "\u00a0\u00a0"];
+    const span = el("span", { className: character === null ? "next" : "" }, ...content);
+    span.dataset.i = container.children.length;
+    container.append(span);
+  }
   return container.children;
 }
 
@@ -216,11 +219,13 @@ function showPlace() {
     span.classList.toggle("here", s === i);
   }
   for (const card of $("cards").children) {
-    const text = card.querySelector(".text"), values = { mean: card.mean, here: card.losses?.[i] };
+    if (card.hidden) continue;
+    const text = card.querySelector(".text"), here = card.values?.[i], words = [];
     text.querySelector(".here")?.classList.remove("here");
     text.children[i]?.classList.add("here");
-    const known = Object.entries(values).filter(([, value]) => value !== undefined);
-    card.querySelector(".value").textContent = known.map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", ");
+    if (card.mean !== undefined) words.push(`mean ${card.mean.toFixed(2)}`);
+    if (Number.isFinite(here)) words.push(`here ${state.mode === "gain" && here > 0 ? "+" : ""}${here.toFixed(2)}`);
+    card.querySelector(".value").textContent = words.join(", ");
   }
   showGuesses(i);
   showTable(i);
@@ -393,13 +398,12 @@ function showRung(number) {
   button.querySelector(".bar").style.setProperty("--p", Math.min(1, (average ?? 0) / Math.log(alphabet.length)));
   card.classList.toggle("chosen", chosen);
   card.hidden = !losses.length;
-  Object.assign(card, { losses, mean: average });
   const before = rungs.find((other) => other.name === rung.before), others = before ? lossesOf(before) : [];
-  [...spans(card.querySelector(".text"), false)].forEach((span, i) => {
-    const change = losses[i] - others[i];
-    if (state.mode === "loss") tint(span, losses[i] / WORST, "var(--surprise)");
-    else tint(span, Math.abs(change) / 2, change > 0 ? "var(--surprise)" : "var(--better)");
-  });
+  const gain = state.mode === "gain", values = gain ? losses.map((loss, i) => loss - others[i]) : losses;
+  Object.assign(card, { values, mean: average });
+  if (card.hidden) return;
+  [...spans(card.querySelector(".text"), false)].forEach((span, i) =>
+    tint(span, Math.abs(values[i]) / (gain ? 2 : WORST), values[i] > 0 ? "var(--surprise)" : "var(--better)"));
 }
 
 // What changed, and what is shown anew
@@ -492,7 +496,7 @@ function start() {
   $("mode").addEventListener("change", () => {
     state.mode = $("mode").value;
     document.querySelector(".legend.gain").hidden = state.mode === "loss";
-    rungs.forEach((_, number) => showRung(number));
+    showAll();
   });
   $("temperature").addEventListener("input", () => {
     document.querySelector("output").textContent = Number($("temperature").value).toFixed(1);
