@@ -1,0 +1,101 @@
+"""What a rung's file says and changes, and the shapes of its model."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+
+import torch
+from markupsafe import Markup
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
+from helper_scripts.models import Trained, rung_path
+
+CONTEXT = 2  # unchanged lines to show around a change
+DEFINITION = re.compile(r"(?P<indent>\s*)(?:class|def) (?P<name>\w+)")
+# what Pygments tells apart but the stylesheet does not: names, punctuation, operators, white space
+PLAIN = re.compile(r'<span class="(?:n|p|o|w|bp|nb|nn|si|vm)">(.*?)</span>')
+
+
+def explanation(rung: str) -> tuple[str, list[str]]:
+    """The first line of the rung's docstring, and the paragraphs after it."""
+    docstring = ast.get_docstring(ast.parse(rung_path(rung).read_text(encoding="utf-8"))) or rung
+    title, *paragraphs = re.split(r"\n\s*\n", docstring)
+    return " ".join(title.split()).rstrip("."), [" ".join(paragraph.split()) for paragraph in paragraphs]
+
+
+def diff(rung: str, before: str | None) -> list[dict]:
+    """Lines of the rung's code, {"sign", "html"}: what differs from the rung before, and a little around it.
+
+    sign: "+", "-", " ", or "…" where lines are left out. Of a rung with none before it, all of its lines.
+    """
+    new = _code(rung)
+    if before is None:
+        return [{"sign": " ", "html": html} for _, html in new]
+    old, lines = _code(before), []
+    matcher = difflib.SequenceMatcher(None, [text for text, _ in old], [text for text, _ in new], autojunk=False)
+    for number, group in enumerate(matcher.get_grouped_opcodes(CONTEXT)):
+        start = group[0][3]
+        lines += [{"sign": "…", "html": _within([text for text, _ in new[:start]])}] * bool(number or start)
+        hunk = []
+        for tag, i, i_end, j, j_end in group:
+            hunk += [{"sign": "-", "html": html} for _, html in old[i:i_end] if tag != "equal"]
+            hunk += [{"sign": " " if tag == "equal" else "+", "html": html} for _, html in new[j:j_end]]
+        lines += _without_blank_ends(hunk)
+    return lines
+
+
+def _without_blank_ends(lines: list[dict]) -> list[dict]:
+    told = [number for number, line in enumerate(lines) if line["html"] or line["sign"] == "-"]
+    return lines[told[0] : told[-1] + 1]
+
+
+def _within(lines: list[str]) -> str:
+    """The definition that the line after `lines` is in: "Block.forward"."""
+    names = []
+    for definition in filter(None, map(DEFINITION.match, lines)):
+        names[len(definition["indent"]) // 4 :] = [definition["name"]]
+    return ".".join(names)
+
+
+def _code(rung: str) -> list[tuple[str, Markup]]:
+    """The lines of a rung's file, plain and highlighted, without its docstring and without what tests alone read."""
+    source = rung_path(rung).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    coloured = PLAIN.sub(r"\1", highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))).splitlines()
+    for node in reversed(ast.parse(source).body):
+        names = [getattr(target, "id", "") for target in getattr(node, "targets", [])]
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if is_docstring or {"LESSON", "AFTER"} & set(names):
+            del lines[node.lineno - 1 : node.end_lineno], coloured[node.lineno - 1 : node.end_lineno]
+    return list(zip(lines, map(Markup, coloured), strict=True))
+
+
+@torch.no_grad()
+def shapes(trained: Trained) -> list[dict]:
+    """Each layer of the model, in the order in which they run: its name, what comes out of it, its parameters.
+
+    A layer that runs in every block is there once, with the number of blocks.
+    """
+    seen, handles = {}, []
+
+    def note(name, module):
+        def hook(_, inputs, output):
+            output = output[0] if isinstance(output, tuple) else output
+            one = re.sub(r"\.\d+\.", "[i].", name)
+            row = seen.setdefault(one, {"name": one, "kind": type(module).__name__, "times": 0})
+            parameters = sum(parameter.numel() for parameter in module.parameters())
+            row |= {"times": row["times"] + 1, "shape": tuple(output.shape), "parameters": parameters}
+
+        return hook
+
+    for name, module in trained.model.named_modules():
+        if name and not list(module.children()) and list(module.parameters(recurse=False)):
+            handles.append(module.register_forward_hook(note(name, module)))
+    trained.model(torch.zeros(1, trained.config.block_size, dtype=torch.long))
+    for handle in handles:
+        handle.remove()
+    return list(seen.values())
