@@ -112,7 +112,7 @@ def random_model(module, small) -> Trained:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return Trained(None, model, config, None, {"rung": rung_id(module)})
+    return Trained(None, model, config, None, {"rung": rung_id(module)}, seconds=0.0)
 
 
 @needs_node
