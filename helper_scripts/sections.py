@@ -24,6 +24,14 @@ CHAIN = {  # models of "the lowest loss", by their flags; each learns from those
     "three larger students of these": "--preset quick --steps 2940 --learning-rate 0.003 --n-embd 256 "
     "--teachers distillation.* --teacher-share 0.8$",
 }
+CHAIN_COMMANDS = [
+    "python stages/modern.py --preset quick --seed 0    # and seeds 1, 2: A, B, C",
+    "python stages/distillation.py --preset quick --steps 1960 --teacher-share 0.8 \\\n"
+    "    --teachers A B C --seed 3    # and 4, 5: D, E, F",
+    "python stages/distillation.py --preset quick --steps 2940 --teacher-share 0.8 --n-embd 256 \\\n"
+    "    --learning-rate 3e-3 --teachers D E F --seed 6    # and 7, 8: G, H, I",
+    "python helper_scripts/mixture.py G H I --loss-csv data/loss_gpt_pd.csv",
+]
 RATES = (1e-3, 2e-3, 4e-3)  # the learning rates that each rung was tried with
 
 
@@ -98,10 +106,10 @@ def lowest_loss(log: Path) -> Section:
     """A chain of models, and the mixture of the last three."""
     section = Section(
         "The lowest loss",
-        ["python stages/modern.py --preset quick --seed 0", "python stages/distillation.py --preset quick --seed 3"],
-        "A chain: each model learns from the text and from the three in the row above it. Parameters and characters "
-        "are those of one model; in the last row, of all three. [log.md](log.md) has the commands in full, how the "
-        "setting was chosen, and what was spent.",
+        CHAIN_COMMANDS,
+        "A chain: each model learns from the text and from the three in the row above it. Letters stand for "
+        "checkpoints in `runs/`. Parameters and characters are those of one model; in the last row, of all three. "
+        "[log.md](log.md) has how the setting was chosen, and what was spent.",
     )
     rows = read_log(log)
     rows = rows[(rows["step"] == rows["steps"]) & (rows["corpus"] == TINY_SHAKESPEARE)]
