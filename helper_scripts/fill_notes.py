@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from data import LOSS_CSV, Corpus, UserError, load_corpus
 from data.sources import TINY_SHAKESPEARE
 from helper_scripts.compare import change
-from helper_scripts.ladder_table import mean_and_spread
+from helper_scripts.ladder_table import markdown, mean_and_spread
 from helper_scripts.markers import write_between_markers
-from helper_scripts.models import RUNGS, rung_module, rung_path
+from helper_scripts.models import RUNGS, rung_before, rung_module, rung_path
 from helper_scripts.results import Results, Selection, load_results
-from stages import LADDER
 from training import ScaledConfig, TrainConfig
 from training.cli import errors_in_one_line, parse
 from training.hooks import after_update, loss_of
@@ -209,7 +208,7 @@ def shape_table(rung: str, corpus: Corpus) -> str:
     for (function, cells), group in itertools.groupby(rows, key=lambda row: (row[0], row[2])):
         names = ", ".join(name for _, name, _ in group)
         lines.append([f"{names} in `{function}`" if function else names, *cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown(lines)
 
 
 def in_brackets(sizes: Iterable) -> str:
@@ -267,9 +266,10 @@ def _variables_recorded(module: ModuleType, seen: dict) -> Iterator[None]:
 
 def lesson_diff(rung: str) -> str:
     """The chapter's diff from the rung that it is compared with, and a line that names the rest of the lesson."""
-    module, path, before = rung_module(rung), rung_path(rung), neighbour(rung)
-    if before is None:
+    module, path, lower = rung_module(rung), rung_path(rung), rung_before(rung, list(RUNGS))
+    if lower is None:
         return "The first rung: there is no file before it."
+    before = rung_path(lower)
     lines, shown = [], CHAPTERS[rung].diff
     for name in shown:
         found = difflib.unified_diff(definition(before, name), definition(path, name), n=1, lineterm="")
@@ -278,13 +278,6 @@ def lesson_diff(rung: str) -> str:
     files = " ".join(each.relative_to(ROOT).as_posix() for each in (before, path))
     more = f"Not shown: {rest}. " if rest else ""
     return "\n".join(["```diff", *lines, "```", "", f"{more}The whole diff: `git diff --no-index {files}`"])
-
-
-def neighbour(rung: str) -> Path | None:
-    """The file that a rung's lesson is a change of: the one that it names as AFTER, or the one before it."""
-    number = RUNGS.index(rung)
-    after = getattr(rung_module(rung), "AFTER", LADDER[number - 1] if number else None)
-    return after and rung_path(after.rpartition(".")[2])
 
 
 def definition(path: Path, name: str) -> list[str]:

@@ -231,7 +231,7 @@ class LanguageModel(nn.Module):
             {"params": [block.feed_forward.down.weight for block in self.blocks]},
         ]
         if self.without != "swiglu":
-            groups.insert(2, {"params": [block.feed_forward.gate.weight for block in self.blocks]})
+            groups.append({"params": [block.feed_forward.gate.weight for block in self.blocks]})
         matrices = [matrix for group in groups for matrix in group["params"]]
         return [Muon(groups, weight_decay=config.weight_decay), adamw(self, config, exclude=matrices)]
 

@@ -17,8 +17,8 @@ from conftest import ROOT, runs
 
 from data import read_log
 from helper_scripts import fill_notes
-from helper_scripts.fill_notes import CHAPTERS, LETTERS, SIZES, lesson_diff, neighbour, shape_table
-from helper_scripts.models import RUNGS, rung_module, rung_path
+from helper_scripts.fill_notes import CHAPTERS, LETTERS, SIZES, lesson_diff, shape_table
+from helper_scripts.models import RUNGS, rung_before, rung_module, rung_path
 from helper_scripts.results import Selection, load_results
 from stages.muon import newton_schulz
 from training import run
@@ -84,8 +84,8 @@ def test_the_glossary_has_twenty_words():
 @pytest.mark.parametrize("rung", CHAPTERS)
 def test_the_diff_is_that_of_the_files(rung):
     assert marked(f"diff {rung}") == lesson_diff(rung), "run python helper_scripts/fill_notes.py"
-    if neighbour(rung):
-        git = ["git", "diff", "--no-index", "-U0", "--", str(neighbour(rung)), str(rung_path(rung))]
+    if before := rung_before(rung, list(RUNGS)):
+        git = ["git", "diff", "--no-index", "-U0", "--", str(rung_path(before)), str(rung_path(rung))]
         changed = subprocess.run(git, capture_output=True, encoding="utf-8").stdout.splitlines()
         shown = [line for line in marked(f"diff {rung}").splitlines() if re.match(r"[+-]\s*\S", line)]
         assert shown and not [line for line in shown if line not in changed]

@@ -7,10 +7,12 @@ import difflib
 import re
 
 import torch
+import torchinfo
 from markupsafe import Markup
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
+from torchinfo.layer_info import LayerInfo
 
 from helper_scripts.models import Trained, rung_path
 
@@ -74,28 +76,22 @@ def _code(rung: str) -> list[tuple[str, Markup]]:
     return list(zip(lines, map(Markup, coloured), strict=True))
 
 
-@torch.no_grad()
 def shapes(trained: Trained) -> list[dict]:
     """Each layer of the model, in the order in which they run: its name, what comes out of it, its parameters.
 
     A layer that runs in every block is there once, with the number of blocks.
     """
-    seen, handles = {}, []
-
-    def note(name, module):
-        def hook(_, inputs, output):
-            output = output[0] if isinstance(output, tuple) else output
-            one = re.sub(r"\.\d+\.", "[i].", name)
-            row = seen.setdefault(one, {"name": one, "kind": type(module).__name__, "times": 0})
-            parameters = sum(parameter.numel() for parameter in module.parameters())
-            row |= {"times": row["times"] + 1, "shape": tuple(output.shape), "parameters": parameters}
-
-        return hook
-
-    for name, module in trained.model.named_modules():
-        if name and not list(module.children()) and list(module.parameters(recurse=False)):
-            handles.append(module.register_forward_hook(note(name, module)))
-    trained.model(torch.zeros(1, trained.config.block_size, dtype=torch.long))
-    for handle in handles:
-        handle.remove()
+    seen = {}
+    idx = torch.zeros(1, trained.config.block_size, dtype=torch.long)
+    for layer in torchinfo.summary(trained.model, input_data=idx, device="cpu", verbose=0).summary_list:
+        if layer.is_leaf_layer and layer.num_params:
+            name = re.sub(r"\.\d+\.", "[i].", _path(layer))
+            row = seen.setdefault(name, {"name": name, "kind": layer.class_name, "times": 0})
+            row |= {"times": row["times"] + 1, "shape": tuple(layer.output_size), "parameters": layer.num_params}
     return list(seen.values())
+
+
+def _path(layer: LayerInfo) -> str:
+    """Its name in the model: "blocks.0.norm1"."""
+    above = layer.parent_info
+    return f"{_path(above)}.{layer.var_name}" if above and above.depth else layer.var_name
