@@ -33,6 +33,7 @@ AFTER = "stages.modern"
 class Config(ScaledConfig):
     teachers: tuple[Path, ...] = ()  # checkpoints of models to learn from; none is modern's of the same settings
     teacher_share: float = 0.5  # of the loss, against the teachers' probabilities; the rest is against the text
+    laptop_learning_rate = 1e-2  # the best of three on held-out text, from swiglu on
     small_for_minutes = True  # rung 8's size learns little in a few minutes
 
 

@@ -13,6 +13,7 @@ from conftest import MODULES, rung_id
 import gpt
 from stages import LADDER
 from training import ScaledConfig, TrainConfig
+from training.presets import PRESETS
 
 
 def pairs(modules=MODULES):
@@ -68,7 +69,12 @@ def source(module) -> str:
 
 
 def settings(config_type) -> list[tuple]:
-    return [(field.name, getattr(config_type(), field.name)) for field in fields(config_type)]
+    """Of the rung's own, and of each preset."""
+    starts = [
+        config_type.from_preset(preset)
+        for preset in (None, *(PRESETS if issubclass(config_type, ScaledConfig) else ()))
+    ]
+    return [(field.name, [getattr(start, field.name) for start in starts]) for field in fields(config_type)]
 
 
 @pytest.mark.parametrize(("lower", "upper"), PAIRS)

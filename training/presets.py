@@ -25,7 +25,7 @@ PRESETS: dict[Preset, dict] = {
     "laptop": {  # a minute or two on one core: for several seeds of every rung
         "steps": 1000,
         "block_size": 128,
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,  # some rungs have another (laptop_learning_rate)
         "weight_decay": 0.1,
         "warmup_steps": 100,
         "sampling": "random",
@@ -79,6 +79,7 @@ class ScaledConfig(TrainConfig):
     n_layer: int = 6  # blocks
     dropout: float = 0.2  # probability of dropping an element in training; --minutes picks it unless another is given
     small_for_minutes: ClassVar[bool] = False  # whether --minutes may train a smaller model where the minutes are few
+    laptop_learning_rate: ClassVar[float] = PRESETS["laptop"]["learning_rate"]  # of the rung at that preset
     preset: Preset | None = None  # settings to start from in place of the rung's own; other flags go over them
 
     def __post_init__(self):
@@ -91,4 +92,7 @@ class ScaledConfig(TrainConfig):
 
     @classmethod
     def from_preset(cls, preset: str | None):
-        return cls(**PRESETS[preset], preset=preset) if preset else cls()
+        if preset is None:
+            return cls()
+        own = {"learning_rate": cls.laptop_learning_rate} if preset == "laptop" else {}
+        return cls(**PRESETS[preset] | own, preset=preset)
