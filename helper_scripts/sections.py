@@ -17,7 +17,8 @@ from helper_scripts.models import config_of, join, rungs_of, start_of
 from helper_scripts.plot_loss import picture_of
 from helper_scripts.results import Results, Selection, load_results
 
-PARTS = ("rotary", "rms_norm", "qk_norm", "swiglu", "muon", "value_residual", "short_conv")  # of ablation's --without
+# Of ablation's --without. Without Muon all weights are AdamW's, at its best learning rate.
+PARTS = ("rotary", "rms_norm", "qk_norm", "swiglu", "muon --learning-rate 0.003", "value_residual", "short_conv")
 CHAIN = {  # models of "the lowest loss", by their flags; each learns from those above it (docs/log.md)
     "three teachers": "--preset quick$",
     "three students of their size": "--preset quick --steps 1960 --teachers modern.* --teacher-share 0.8$",
