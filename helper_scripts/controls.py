@@ -48,7 +48,7 @@ COLUMNS = ("rung", "parameters", "FLOPs", "validation loss", "bits per character
 @dataclass(frozen=True)
 class Options:
     loss_csv: Path = LOSS_CSV  # the log to read
-    corpus: str | None = None  # the corpus whose runs to take; by default Tiny Shakespeare
+    corpus: str | None = None  # use runs on this corpus; by default Tiny Shakespeare
 
 
 def main() -> None:

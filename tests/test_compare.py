@@ -79,8 +79,8 @@ def test_the_ladder_rung_by_rung(log, command):
     )
     assert said[3:] == [
         "left out 1 run that did not finish",
-        "of earlier code, as there are no runs of the present code: pre_norm",
-        "not compared, as their shared code differs: pre_norm with residual",
+        "runs of earlier code, because there are none of the present code: pre_norm",
+        "not compared, because their shared code differs: pre_norm with residual",
     ]
     said = command(compare, "--loss-csv", log(runs("residual", 2.0)))
     assert said == "nothing to compare: there are runs of residual alone\n"
