@@ -1,7 +1,7 @@
-"""Fill the tables of notes.md: results from the loss log, shapes of a batch that ran, diffs of neighbouring rungs.
+"""Write the generated parts of notes.md: results from the loss log, shapes from a training step, diffs of rungs.
 
-Each stands between two lines, such as <!-- result bigram: begin --> and <!-- result bigram: end -->. Results of rungs 1
-to 7 are at their own settings, those of rungs 8 and up at the laptop preset.
+Each part is between two lines, such as <!-- result bigram: begin --> and <!-- result bigram: end -->. Rungs 1 to 7 are
+at their own settings, rungs 8 and up at the laptop preset.
 """
 
 from __future__ import annotations

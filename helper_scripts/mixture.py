@@ -1,9 +1,9 @@
 """Measure a mixture of models: the exact loss of the mean of their probabilities, and of each model alone.
 
-A model is a checkpoint, or the latest of a rung. All have to be of the same text, and of the same split of it. All are
-read in windows of the smallest block size among them, so one with a larger block size loses something here. With
---loss-csv, the mixture joins a log: a row of the rung "mixture", which plots and tables of the ladder leave out, and
-whose flags are the names of the runs.
+A model is a checkpoint, or the latest of a rung. All have to be trained on the same text and the same split. All are
+evaluated in windows of the smallest block size among them, so a model with a larger one has a higher loss here than
+alone. --loss-csv adds the mixture to a log, as a row of the rung "mixture", with the names of the runs as its flags;
+plots and tables of the ladder leave it out.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from training.run import count_parameters
 @dataclass(frozen=True)
 class Options:
     models: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # two or more checkpoints or rungs
-    corpus: str = ""  # the text that they were trained on; by default where the first one's run found it
-    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    corpus: str = ""  # the text that they were trained on; by default, as in the first model's run
+    device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
     runs_dir: Path = RUNS_DIR  # where the checkpoints are
-    loss_csv: Path | None = None  # the log that the mixture joins; by default none
+    loss_csv: Path | None = None  # the log to add the mixture to; by default none
 
 
 class Mixture(nn.Module):

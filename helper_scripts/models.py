@@ -1,4 +1,4 @@
-"""Rungs as models: of a checkpoint, or of the settings that a row of the log names."""
+"""Models of rungs: from a checkpoint, or from the settings in a row of the log."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def config_of(label: str, **settings) -> TrainConfig:
     for flag in (flag for flag in flags if flag.startswith("--") or flag == "-h"):
         name = flag.strip("-").partition("=")[0].removeprefix("no-").replace("-", "_")
         if name not in allowed:
-            raise UserError(f"{label}: {flag} is no setting of one rung's result; take it out of the quotes")
+            raise UserError(f"{label}: {flag} is no setting that shapes a result; take it out of the quotes")
     try:
         return replace(parse(config_type, description="", args=flags), **settings)
     except UserError as error:

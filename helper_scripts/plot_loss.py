@@ -1,7 +1,7 @@
 """Draw the loss log: a panel of curves for each rung, and the ladder of final losses.
 
-Curves are means over the seeds there are, with a band of one standard deviation; in grey beside them the rung before.
-The ladder has a point a run, and the mean's 95% interval. Runs that may not be compared are left out, and named.
+Curves are means over seeds, with a band of one standard deviation; the rung before is in grey. The ladder has a point
+for each run, and the mean's 95% interval. Runs that are not comparable are left out, and reported.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ X = {"steps": "step", "seconds": "seconds", "characters": "tokens"}  # columns o
 class Options(Selection):
     rungs: tuple[str, ...] = ()  # the rungs to draw, by name; none is all
     x: Literal["steps", "seconds", "characters"] = "steps"  # what the curves are drawn against
-    out: Path | None = None  # the picture to write; its ending says which kind: png, svg, pdf
+    out: Path | None = None  # the picture to write; its ending is the format: png, svg, pdf
 
 
 def main() -> None:

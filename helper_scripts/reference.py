@@ -1,4 +1,4 @@
-"""A plain implementation of the lecture's GPT, with which rung 8 is compared.
+"""A plain implementation of the lecture's GPT, to compare with rung 8.
 
 A module for each head, with a projection each for query, key and value; dropout on the attention weights too; torch's
 own dropout; everything in fp32. It shares no code with `gpt.py`. For the same weights both have to give the same logits

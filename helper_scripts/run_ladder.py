@@ -1,9 +1,8 @@
 """Train rungs with several seeds, as many runs at a time as there are cores. Then draw the plot and print the table.
 
-Without names: rungs 1 to 7, or with --preset all rungs that have presets, from the eighth on. A name may have flags of
-its own, in quotes: "residual --n-layer 1".
-Runs that are in the log are skipped; --again retrains them. Runs that were stopped are resumed. Each run has one
-thread: small rungs gain next to nothing from a second.
+Without names: rungs 1 to 7; with --preset, all rungs from the eighth on. A name may have its own flags, in quotes:
+"residual --n-layer 1". Runs that are in the log are skipped; --again retrains them. Stopped runs are resumed. Each run
+has one thread: small rungs gain almost nothing from a second.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ from training.teachers import MODERN, default_teacher, has_default_teacher
 
 @dataclass(frozen=True)
 class Options:
-    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is all that the settings suit
-    seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves (7 7 is 7 alone)
-    preset: Preset | None = None  # settings in place of the rungs' own
+    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is 1 to 7, or all of a preset
+    seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves (7 7 is only 7)
+    preset: Preset | None = None  # settings instead of the rungs' own
     holdout: bool = False  # validate on the last tenth of the train split, to choose settings
-    again: bool = False  # train runs that are in the log, too
-    steps: int | None = None  # updates, in place of each rung's own number
-    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    again: bool = False  # also train runs that are in the log
+    steps: int | None = None  # updates, instead of each rung's own number
+    device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
     corpus: str = "auto"  # as for a rung: a text file, auto or pydoc
-    loss_csv: Path = LOSS_CSV  # the log that the runs join
-    runs_dir: Path = RUNS_DIR  # where the finished models go
+    loss_csv: Path = LOSS_CSV  # the log to add the runs to
+    runs_dir: Path = RUNS_DIR  # where the checkpoints are saved
     out: Path | None = None  # the picture to draw afterwards; by default the preset's own in images/
 
 
@@ -63,7 +62,7 @@ def main() -> None:
         rows = read_log(options.loss_csv) if has_rows(options.loss_csv) else None
         runs = left_to_do(configs, rows, corpus, options)
         if logged := len(configs) - len(runs):
-            print(f"{logged} of {len(configs)} runs are in the log already, of this very code; --again retrains them")
+            print(f"{logged} of {len(configs)} runs of the present code are in the log already; --again retrains them")
         if resumed := sum(run.config.resume for run in runs):
             print(f"{resumed} of {len(configs)} runs were stopped before; resuming them")
         runs += [run_of(MODERN.stem, config, rows, corpus) for config in missing_teachers(runs, corpus)]

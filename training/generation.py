@@ -38,10 +38,11 @@ def stream(
     """The ids that continue `idx`, int64 (T,) with T >= 1, one after the other, without end.
 
     models: each with its block size, in evaluation mode. With several, ids are drawn from the mean of their
-    probabilities; each has its own context and its own cache. temperature: divides the logits; 0 takes the likeliest id
-    each time. top_k: draw among the k likeliest, 0 for all. generator: a CPU generator. Ids are drawn on the CPU, so
-    the same seed gives the same draws on every device. cached: let a model that has a `Cache` use it. The text is the
-    same; past the context, only if the cache has no window (see `_cached`).
+    probabilities; each has its own context and its own cache.
+    temperature: divides the logits; 0 takes the likeliest id each time. top_k: draw among the k likeliest, 0 for all.
+    generator: a CPU generator. Ids are drawn on the CPU, so the same seed gives the same draws on every device.
+    cached: let a model that has a `Cache` use it. The text is the same; past the context, only if the cache has no
+    window (see `_cached`).
     """
     text = idx.tolist()
     for logits in zip(*(_logits(*each, text, cached) for each in models), strict=True):
