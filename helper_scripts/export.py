@@ -1,4 +1,4 @@
-"""Write a trained rung as a Hugging Face model: a folder that the transformers library loads as it is.
+"""Write a trained rung as a Hugging Face model: a folder that the transformers library loads.
 
 The model is a checkpoint, or the latest of a rung. The folder gets config.json, model.safetensors, a tokenizer with one
 token per character, and README.md, a short model card. Writing it does not need transformers.
@@ -155,10 +155,10 @@ def usage(folder: Path | str) -> str:
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files, by name, into `folder`, which is made where it is not there: all of them, or after an error none.
+    """Write files, by name, into `folder`, which is made if needed: all of them, or none after an error.
 
-    They are written under a folder of their own first, and are on disk before any takes its place. Other files stay.
-    Raises UserError where that fails.
+    They are first written to a temporary folder, and are on disk before the first one is moved to its place. Other
+    files stay. Raises UserError if that fails.
     """
     made = not folder.exists()
     try:

@@ -120,7 +120,7 @@ def row(trained: Sequence[Trained], device: torch.device, train_loss: float, val
 def common_corpus(trained: Sequence[Trained], which: str) -> Corpus:
     """The text and the split that all were trained on; `which` names it, as --corpus does, or is empty.
 
-    Raises UserError where they differ, and where that text is not found.
+    Raises UserError if they differ, or if that text is not found.
     """
     first, *others = trained
     corpus_of = "{0[corpus]}, sha256 {0[corpus_sha256]}".format
@@ -145,7 +145,7 @@ def common_corpus(trained: Sequence[Trained], which: str) -> Corpus:
 def measure(models: Sequence[nn.Module], ids: Tensor, block_size: int) -> list[float]:
     """The exact loss of each on `ids` (n,), then that of their mixture, in nats per character.
 
-    A progress bar appears where that takes more than a few seconds.
+    A progress bar appears if that takes more than a few seconds.
     """
     total = 2 * len(models) * consecutive_windows(ids, block_size)[0].numel()  # each alone, then in the mixture
     pause = 0.1 if sys.stderr.isatty() else 5

@@ -49,11 +49,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class Results:
-    """rows: the log's rows that are comparable, `label` added: the rung, and its flags besides those of the selection.
+    """rows: the comparable rows of the log, with a column `label`: the rung, and its flags besides the selection's.
 
     order: the labels, in ladder order. corpus: the one they were all trained on. flags: the selection's preset and
-    --holdout, as typed, which all labels have in common. left_out: a line for each reason, and for each way in which
-    what is there is not alike. log: where they are from.
+    --holdout, as typed, which all labels have in common. left_out: a line for each reason to leave out runs, and for
+    each difference among the others. log: the log's path.
     """
 
     rows: pd.DataFrame
@@ -68,7 +68,7 @@ class Results:
         return self.rows[self.rows["step"] == self.rows["steps"]]
 
     def runs(self, label: str) -> pd.DataFrame:
-        """The last row of each run of `label`. Raises UserError where there are none."""
+        """The last row of each run of `label`. Raises UserError if there are none."""
         if label not in self.order:
             near = [other for other in self.order if other.split()[0] == label.split(" ")[0]] or self.order
             raise UserError(f"{self.log} has no finished runs of {self.full(label)!r}; it has {', '.join(near)}")
@@ -76,7 +76,7 @@ class Results:
         return final[final["label"] == label]
 
     def losses(self, label: str) -> pd.Series:
-        """The final validation losses of `label`, by seed. Raises UserError where there are none."""
+        """The final validation losses of `label`, by seed. Raises UserError if there are none."""
         return self.runs(label).set_index("seed")["val_loss"]
 
     def full(self, label: str) -> str:
@@ -84,7 +84,7 @@ class Results:
         return join(label, self.flags)
 
     def before(self, label: str) -> str | None:
-        """What `label` is compared with; None where there is nothing of the same shared code."""
+        """The label that `label` is compared with; None if there is none with the same shared code."""
         before = rung_before(label, self.order)
         return before if before and self.comparable(before, label) else None
 
@@ -185,9 +185,9 @@ def _labels(rows: pd.DataFrame, flags: str, variants: bool) -> list[str]:
 
 
 def _of_settings(rows: pd.DataFrame, label: str, flags: str, notes: list[str]) -> tuple[pd.DataFrame, list]:
-    """Those of `rows` with the settings of `label`, and the present code, of the rung and shared.
+    """The rows with the settings of `label`, and the hashes of the present code, of the rung and shared.
 
-    For a commit, and for what the rung's file does not know (any more), the flags tell, and of these the latest.
+    For a commit, and for flags that the rung no longer has, the flags are compared as text; the latest settings count.
     """
     name, at, commit = label.partition("@")
     if at and not commit:

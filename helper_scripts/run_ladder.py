@@ -56,7 +56,7 @@ def main() -> None:
         out = options.out or picture_of(selection)
         check_picture(out)
         configs, failed = all_configs(options)
-        corpus = load_corpus(options.corpus)  # fetched once, before several processes want it
+        corpus = load_corpus(options.corpus)  # fetched once, before several processes need it
         if options.corpus == "auto" and corpus.name == "pydoc":  # for all runs, even if one could fetch the other now
             configs = [(rung, replace(config, corpus="pydoc")) for rung, config in configs]
         rows = read_log(options.loss_csv) if has_rows(options.loss_csv) else None
@@ -102,7 +102,7 @@ def all_configs(options: Options) -> tuple[list[tuple[str, TrainConfig]], list[s
 
 
 def _broken(rung: str) -> str:
-    """What to tell of a rung whose file cannot be imported, say while it is being edited; else nothing."""
+    """The error of a rung whose file cannot be imported, for example in the middle of an edit; else empty."""
     try:
         rung_module(rung).Config()
     except Exception as error:
@@ -113,7 +113,7 @@ def _broken(rung: str) -> str:
 def left_to_do(
     configs: list[tuple[str, TrainConfig]], rows: pd.DataFrame | None, corpus: Corpus, options: Options
 ) -> list[Run]:
-    """The runs that the log, `rows`, does not have; the longest come first, so that none of them is left over alone."""
+    """The runs that the log, `rows`, does not have; the longest come first, so that no long run is left at the end."""
     device = {"device": choose_device(options.device).type}
     runs = [
         run_of(rung, config, rows, corpus)
@@ -131,7 +131,7 @@ def run_of(rung: str, config: TrainConfig, rows: pd.DataFrame | None, corpus: Co
 
 
 def _code(rung: str, config: TrainConfig) -> dict[str, str]:
-    """What a run of the present code has as metadata."""
+    """The code hashes in the metadata of a run of the present code."""
     code = {"rung_code": rung_code(rung_path(rung)), "shared_code": shared_code()}
     return code if config.precision == "auto" else code | {"precision": config.precision}
 
@@ -172,7 +172,7 @@ def _can_go_on(partial: Path, code: dict[str, str]) -> bool:
 
 
 def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -> float:
-    """By the log's runs, wherever they ran: of this rung in these settings, or else of others in them, or of any."""
+    """From the log, on any machine: runs of this rung and these settings, else of one of the two, else of any."""
     if rows is not None:
         own, same = rows["rung"] == rung, rows["config"] == config_hash(config)
         for alike in (rows[own & same], rows[same], rows[own], rows):
@@ -184,7 +184,7 @@ def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -
 def _train(runs: list[Run], device: str) -> list[str]:
     """Train them under one bar, and tell of each that is done. Returns a line for each that failed.
 
-    As many at a time as there are cores; on a GPU one, for they would be in one another's way.
+    As many at a time as there are cores; on a GPU one, because several would slow each other down.
     """
     jobs = min(len(runs), (os.cpu_count() or 1) if choose_device(device).type == "cpu" else 1)
     total = sum(run.weight for run in runs)

@@ -74,7 +74,7 @@ def table(model: nn.Module, corpus: Corpus, config: TrainConfig) -> str:
 
 
 def alike(layers: list[LayerInfo]) -> list[LayerInfo]:
-    """Those of a list of modules, such as the blocks, that have the same parts and shapes as an earlier one of it."""
+    """The modules of a list, such as the blocks, with the same parts and shapes as an earlier one in the list."""
     seen, found = set(), []
     for layer in layers:
         if layer.parent_info and layer.children and isinstance(layer.parent_info.module, nn.ModuleList | nn.Sequential):

@@ -66,7 +66,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device, n_parameters: int) -> str:
-    """ "fp32" or "bf16" for `--precision`; "auto" is bf16 for large models where the device has it natively.
+    """ "fp32" or "bf16" for `--precision`; "auto" is bf16 for large models if the device has it natively.
 
     A processor without bf16 instructions emulates them, several times slower than fp32.
     """
@@ -80,7 +80,7 @@ def choose_precision(name: str, device: torch.device, n_parameters: int) -> str:
 
 
 def native_bf16() -> str:
-    """How this machine's processor multiplies bf16: "amx", "avx512" or "arm"; empty where it has no instructions."""
+    """How this machine's processor multiplies bf16: "amx", "avx512" or "arm"; empty if it has no instructions."""
     features = torch.cpu.get_capabilities()
     names = {"amx_bf16": "amx", "avx512_bf16": "avx512", "bf16": "arm"}
     return next((name for feature, name in names.items() if features.get(feature)), "")

@@ -27,8 +27,8 @@ SMALL = 1e-3  # the share of all gradients' length below which one is measured b
 def check_device(model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str) -> None:
     """Raises UserError, with the figures, if the device of `model` and `corpus` computes something else than the CPU.
 
-    In fp32: logits and gradients of a small batch, against the CPU's. In the run's own precision: that no logit changes
-    with a later character. `model` is left as it is, and the random generators too.
+    In fp32 it compares logits and gradients of a small batch with the CPU's. In the run's own precision it checks that
+    no logit changes with a later character. `model` and the random generators are not changed.
     """
     device = corpus.train.device
     idx, targets = corpus.batch(config.seed, 0, SEQUENCES, config.block_size)
@@ -45,7 +45,7 @@ def check_device(model: nn.Module, corpus: Corpus, config: TrainConfig, precisio
     logits, gradients = _logits_and_gradients(there, idx, targets)
     _compare("logits", (logits - right).abs().max() / right.abs().max(), TOLERANCE, device, config)
     total = torch.stack([gradient.norm() for gradient in right_gradients.values()]).norm()
-    gaps = {  # of its own length, but for one that is next to nothing: the gradient of a key's bias is zero, and noise
+    gaps = {  # relative to its own length, or to all gradients' if it is tiny: a key bias has gradient zero, plus noise
         name: (gradients[name] - gradient).norm() / gradient.norm().clamp(min=SMALL * total)
         for name, gradient in right_gradients.items()
     }
