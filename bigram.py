@@ -1,11 +1,11 @@
 """Rung 1, bigram: a table of next-character logits.
 
-Row i of the table holds the logits of the character after character i. Every other rung has to beat it. No table of
-pairs can do much better than counting them: the pairs of the train split, one added to each count, give 2.482 on the
-validation split.
+Row i of the table holds the logits of the character after character i. It is the baseline of all other rungs. No table
+can do much better than counting: the pairs of characters in the train split, with one added to each count, give 2.482
+on the validation split.
 
 In the curve: a fast fall from ln 65 = 4.17, where all characters are equally likely, then a flat line. More steps gain
-nothing; only more context does.
+nothing; a lower loss needs more context.
 """
 
 from dataclasses import dataclass

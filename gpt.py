@@ -1,15 +1,15 @@
 """Rung 8, GPT: scale, and what it needs: dropout, small initial weights, a schedule.
 
-What is new: the pre-norm rung with 250 times its parameters (6 layers, 6 heads, 384 channels, a context of 256), and
-what that size needs. A model of this size can memorise a million characters, so dropout sets a fifth of each sub-
-layer's output to zero, at random, while it trains (Srivastava et al., 2014). Weights start from N(0, 0.02), the output
-layers of the 2L sub-layers smaller by sqrt(2L), so that their sum does not grow with depth (Radford et al., 2019).
-Embeddings start larger, those of the positions as sinusoids (Vaswani et al., 2017): smaller ones took longer to learn
-from. The learning rate rises at first, then falls to zero, and AdamW decays the weights of the linear layers;
-training/presets.py has these settings. While it generates a text, it keeps the keys and values of earlier characters,
-which do not change: computing them anew for every character would take a dozen times as long.
+What is new: the model of rung 7 with 250 times the parameters (6 layers, 6 heads, 384 channels, a context of 256), and
+what that size needs. A model of this size can memorise a million characters, so in training dropout sets a random fifth
+of each sub-layer's output to zero (Srivastava et al., 2014). Weights start from N(0, 0.02), those of the 2L sub-layers'
+output layers sqrt(2L) times smaller, so that their sum does not grow with depth (Radford et al., 2019). Embeddings
+start larger, because smaller ones took longer to train; position embeddings start as sinusoids (Vaswani et al., 2017).
+The learning rate rises at first, then falls to zero, and AdamW decays the weights of the linear layers;
+training/presets.py has these settings. In generation, a cache keeps the keys and values of earlier characters, which do
+not change; recomputing them for every character would take a dozen times as long.
 
-In the curve: far below every rung before it. Steps are not comparable: each of its own reads 2,048 characters in place
+In the curve: far below every rung before it. Steps are not comparable: a step here trains on 2,048 characters instead
 of 256, and takes a hundred times as long.
 """
 
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -67,7 +67,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
     def __init__(self, vocab_size, config):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone ignores order
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd)
@@ -124,7 +124,7 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # the scale at which the residual stream starts
         self.position_embedding.weight.data.copy_(0.2 * sinusoids(config.block_size, config.n_embd))
 
     def forward(self, idx):

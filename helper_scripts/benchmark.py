@@ -1,9 +1,9 @@
-"""Measure a training step of each rung, where its time goes, and how near it comes to the machine's own speed.
+"""Measure a training step of each rung: where its time goes, and how close it comes to the speed of a large matmul.
 
-"utilization" compares the FLOP/s of a step with those of a large matmul, measured in the same run and precision. What
-is missing from 100% is overhead of calls and memory traffic. With rung 8 among the rungs, its step is also compared
-with the plain reference's (reference.py), in turn, on the lecture's batches of 64 x 256, and its sampling with a cache
-with that without. The tokenizer is timed on the corpus, repeated.
+"utilization" is the FLOP/s of a step divided by those of a large matmul, in the same run and precision. The rest is
+overhead of calls and memory traffic. If rung 8 is measured, its step is also compared with that of a plain GPT
+(reference.py), on the lecture's batches of 64 x 256, and its sampling with and without a cache. The tokenizer is timed
+on the repeated corpus.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from training.update import apply_update, autocast, compute_gradients
 class Options:
     rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is the first eight
     seconds: float = 3.0  # to spend on each rung's steps, about
-    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
     corpus: str = "auto"  # as for a rung: a text file, auto or pydoc
-    rounds: int = 3  # of steps of the plain reference and rung 8 in turn; 0 leaves the comparison out
+    rounds: int = 3  # steps of the plain GPT and of rung 8, in turn; 0 skips the comparison
     text_mb: int = 64  # size of the text to encode, in millions of characters
 
 

@@ -1,9 +1,9 @@
-"""Say which of two rungs is better, if that can be said.
+"""Compare rungs, and say which is better if the runs show it.
 
-Without names: each rung against the one before it, or the one that it names as AFTER. With names: each of the others
-against the first. A name is a rung; a rung and its flags, in quotes ("feed_forward --n-layer 3"); or either with
-@COMMIT behind it, for a rung before and after a change. Runs are compared seed by seed, for those seeds that both have:
-rungs of one batch and context size see the same batches for the same seed.
+Without names: each rung against the one before it, or against the rung that its file names as AFTER. With names: each
+of the others against the first. A name is a rung, or a rung and its flags in quotes ("feed_forward --n-layer 3");
+@COMMIT after it selects runs of that commit, to compare a rung before and after a change. Runs are compared seed by
+seed, for the seeds that both have: with the same batch and context size, the same seed gives the same batches.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from helper_scripts.results import CODE, Results, Selection, load_results
 from training.cli import errors_in_one_line, parse
 
 CONFIDENCE = 0.95
-POWER = 0.8  # of showing a difference that is there
-DIFFERENCE = 0.01  # in nats per character: about what one part of a large rung buys
-MOST_SEEDS = 1000  # the most that it is worth naming
+POWER = 0.8  # the probability of showing a difference that exists
+DIFFERENCE = 0.01  # in nats per character: about what one part of a large rung gains
+MOST_SEEDS = 1000  # a larger number is not printed
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ def main() -> None:
 
 
 def against_the_first(options: Options) -> list[str]:
-    """The verdicts on those that were named, and what had to be left out of their runs."""
+    """The verdicts on the named rungs, and the runs that were left out."""
     first, *others = names = options.names
     if len(set(names)) < max(2, len(names)):
-        raise UserError(f"different rungs are compared; name two or more, not {' and '.join(map(repr, names))}")
+        raise UserError(f"name two or more different rungs, not {' and '.join(map(repr, names))}")
     results = load_results(options, labels=names)
     lines = []
     for other in others:
@@ -51,10 +51,10 @@ def against_the_first(options: Options) -> list[str]:
 
 
 def _apart(results: Results, name: str, other_name: str) -> list[str]:
-    """In what code two labels differ. Raises UserError where that, or the split, forbids to compare them."""
+    """How the code of two labels differs. Raises UserError if they are not comparable, by code or split."""
     one, other = (results.runs(each).iloc[0] for each in (name, other_name))
     if ("--holdout" in one["flags"].split()) != ("--holdout" in other["flags"].split()):
-        raise UserError("one was validated on the held-out end of the train split (--holdout), the other was not")
+        raise UserError("not compared: one ran with --holdout, the other without; name runs with the same split")
     of_commits, lines = "@" in name + other_name, []
     for column in CODE if of_commits else CODE[1:]:
         if one[column] != other[column] and (column == "shared_code" or one["rung"] == other["rung"]):
@@ -65,7 +65,7 @@ def _apart(results: Results, name: str, other_name: str) -> list[str]:
 
 
 def whole_ladder(results: Results) -> list[str]:
-    """A verdict on every rung that has runs, against the one that it is compared with, and what all are worth."""
+    """A verdict on every rung that has runs, and a line on the chance of errors among all of them."""
     pairs = [(before, label) for label in results.order if (before := results.before(label))]
     losses = {label: results.losses(label) for label in results.order}
     lines = [verdict(*pair, *(losses[label] for label in pair)) for pair in pairs]
@@ -75,8 +75,9 @@ def whole_ladder(results: Results) -> list[str]:
         ends = [interval(those, each) for those in differences if len(those) > 1]
         left = sum(not low <= 0 <= high for low, high in ends)
         lines.append(
-            f"{k} comparisons: where nothing differs, the chance that at least one interval excludes zero by accident "
-            f"is about {1 - CONFIDENCE**k:.0%}; at {each:.1%} each (Bonferroni), at most 5%, and {left} of {k} still do"
+            f"{k} comparisons: if nothing differs, at least one interval excludes zero by chance with a probability of "
+            f"about {1 - CONFIDENCE**k:.0%}; with intervals of {each:.1%} (Bonferroni), at most 5%, and {left} "
+            f"of {k} still exclude zero"
         )
     return [*(lines or [f"nothing to compare: there are runs of {', '.join(results.order)} alone"]), *results.left_out]
 
@@ -104,7 +105,7 @@ def verdict(name: str, other_name: str, one: pd.Series, other: pd.Series) -> str
 
 
 def paired(one: pd.Series, other: pd.Series) -> pd.Series:
-    """`other` - `one` for the seeds that both have, in the digits that the log has."""
+    """`other` - `one` for the seeds that both have, rounded as in the log."""
     return (other - one).dropna().round(6)
 
 
@@ -116,7 +117,7 @@ def interval(differences: pd.Series, confidence: float = CONFIDENCE) -> tuple[fl
 
 
 def change(one: pd.Series, other: pd.Series) -> str:
-    """What `other` is above `one`, with its interval, for a table: over the n seeds that both have."""
+    """By how much `other` is above `one`, with the interval, for a table: over the n seeds that both have."""
     differences = paired(one, other)
     n, mean = len(differences), differences.mean()
     if n == 0:
@@ -139,7 +140,7 @@ def seeds_for(difference: float, deviation: float) -> int | None:
 
 
 def _power(t: float, n: int) -> float:
-    """How likely n seeds are to show what lies t standard errors from zero: their statistic is a noncentral t."""
+    """The probability that n seeds show a mean t standard errors from zero (a noncentral t distribution)."""
     return stats.nct.sf(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1), n - 1, t)
 
 

@@ -1,8 +1,8 @@
-"""Is it the part, or what comes with it? Print tables that tell: skips and depth, equal parameters, equal time.
+"""Print tables that separate a part from what comes with it: skips and depth, equal parameters, equal time.
 
-Rung 5 brings skips and depth at once; the first two tables have one before the other. Upper rungs are larger and slower
-than lower ones; in the others the lower ones have more channels, until they have as many parameters as pre_norm, or
-more steps, until they take as long. All are rungs with flags: `run_ladder.py "residual --n-layer 1" --seeds 5`.
+Rung 5 adds skips and depth together; the first two tables add one after the other. Later rungs are larger and slower;
+in the other tables, earlier rungs have more channels, to have as many parameters as pre_norm, or more steps, to take as
+long. All are rungs with flags: `run_ladder.py "residual --n-layer 1" --seeds 5`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CORNERS = (
     ("feed_forward", "residual --n-layer 1", "residual"),
     ("feed_forward", "feed_forward --n-layer 3", "residual"),
 )
-PARAMETERS = (  # 42,000, as near as a number of channels that four heads can share comes; a bigram has one size only
+PARAMETERS = (  # about 42,000; n_embd has to be divisible by four heads, and a bigram has one size only
     "self_attention --n-embd 98",
     "multi_head --n-embd 88",
     "feed_forward --n-embd 52",
@@ -27,7 +27,7 @@ PARAMETERS = (  # 42,000, as near as a number of channels that four heads can sh
     "post_norm",
     "pre_norm",
 )
-TIME = (  # that of pre_norm's 5,000 steps, by what a step of each takes at its own settings
+TIME = (  # of 5,000 steps of pre_norm, by the time of a step of each rung
     "bigram --steps 45000",
     "self_attention --steps 20000",
     "multi_head --steps 16000",
@@ -48,7 +48,7 @@ COLUMNS = ("rung", "parameters", "FLOPs", "validation loss", "bits per character
 @dataclass(frozen=True)
 class Options:
     loss_csv: Path = LOSS_CSV  # the log to read
-    corpus: str | None = None  # the corpus whose runs to take; by default Tiny Shakespeare
+    corpus: str | None = None  # use runs on this corpus; by default Tiny Shakespeare
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def table(results: Results, labels: tuple[str, ...], columns: tuple[str, ...] = COLUMNS) -> str:
-    """A row for each of `labels`, and what it changes about the one before."""
+    """A row for each of `labels`, compared with the row before."""
     return markdown_table(results, columns, dict(zip(labels, (None, *labels), strict=False)))
 
 

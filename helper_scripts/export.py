@@ -1,10 +1,10 @@
-"""Write a trained rung as a Hugging Face model: a folder that the transformers library loads as it is.
+"""Write a trained rung as a Hugging Face model: a folder that the transformers library loads.
 
-The model is a checkpoint, or the latest of a rung. The folder gets config.json, model.safetensors, the tokenizer, one
-token a character, and README.md, a short model card. transformers is not needed to write it.
+The model is a checkpoint, or the latest of a rung. The folder gets config.json, model.safetensors, a tokenizer with one
+token per character, and README.md, a short model card. Writing it does not need transformers.
 
 Each rung becomes the stock architecture that gives equal logits: GPT-2 for rungs 7 and 8, Qwen3 for rungs 12 and 13. A
-rung that has none is refused, with the part that no stock architecture has.
+rung without one is an error that names the part which no stock architecture has.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from training.generation import encode_prompt
 class Options:
     model: Annotated[str, tyro.conf.Positional]  # a checkpoint or a rung
     out: Path  # the folder to write
-    force: bool = False  # write into a folder that holds something already; its other files stay
+    force: bool = False  # write into a folder that is not empty; its other files stay
     runs_dir: Path = RUNS_DIR  # where the checkpoints are
 
 
@@ -43,7 +43,7 @@ def main() -> None:
         options = parse(Options, description=__doc__)
         check_free(options.out, options.force)
         if options.model in RUNGS:
-            architecture_of(options.model)  # before anybody trains it for this
+            architecture_of(options.model)  # before a user trains it for the export
         trained = load_model(find_checkpoint(options.runs_dir, options.model))
         stock = stock_model(trained)
         write_folder(options.out, files(trained, stock, load_checkpoint(trained.path)))
@@ -54,7 +54,7 @@ def check_free(folder: Path, force: bool) -> None:
     """Raises UserError for a folder that holds something, unless `force`, and for what is no folder."""
     try:
         if not force and any(folder.iterdir()):
-            raise UserError(f"{folder} holds something already; choose another --out, or add --force")
+            raise UserError(f"{folder} is not empty; choose another --out, or add --force")
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -155,10 +155,10 @@ def usage(folder: Path | str) -> str:
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files, by name, into `folder`, which is made where it is not there: all of them, or after an error none.
+    """Write files, by name, into `folder`, which is made if needed: all of them, or none after an error.
 
-    They are written under a folder of their own first, and are on disk before any takes its place. Other files stay.
-    Raises UserError where that fails.
+    They are first written to a temporary folder, and are on disk before the first one is moved to its place. Other
+    files stay. Raises UserError if that fails.
     """
     made = not folder.exists()
     try:

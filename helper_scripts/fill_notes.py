@@ -1,7 +1,7 @@
-"""Fill the tables of notes.md: results from the loss log, shapes of a batch that ran, diffs of neighbouring rungs.
+"""Write the generated parts of notes.md: results from the loss log, shapes from a training step, diffs of rungs.
 
-Each stands between two lines, such as <!-- result bigram: begin --> and <!-- result bigram: end -->. Results of rungs 1
-to 7 are at their own settings, those of rungs 8 and up at the laptop preset.
+Each part is between two lines, such as <!-- result bigram: begin --> and <!-- result bigram: end -->. Rungs 1 to 7 are
+at their own settings, rungs 8 and up at the laptop preset.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def results(loss_csv: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def result(results: Results, rung: str, alone: bool = False) -> str:
-    """What a rung did: its loss, the change against the rung that it is compared with, unless `alone`, and its size."""
+    """A rung's loss, its change from the rung that it is compared with (not if `alone`), and its parameters."""
     runs, before = results.runs(rung), results.before(rung)
     words = f"Loss{f' with `{results.flags}`' * bool(results.flags)}: {mean_and_spread(runs['val_loss'])}"
     if before and not alone:
@@ -281,7 +281,7 @@ def lesson_diff(rung: str) -> str:
 
 
 def definition(path: Path, name: str) -> list[str]:
-    """The lines of a class, function or method of a file, by its qualified name; none where the file lacks it."""
+    """The lines of a class, function or method of a file, by its qualified name; none if the file lacks it."""
     source = path.read_text(encoding="utf-8")
     node = ast.parse(source)
     for part in name.split("."):

@@ -58,8 +58,8 @@ def markdown_table(
 ) -> str:
     """A row a label, a cell a column; by default all of COLUMNS that the results have figures for.
 
-    before: the labels to show, and what each is compared with; by default all, compared as results.before says. Where
-    FLOPs cannot be counted there is a dash, and results.left_out gets a line.
+    before: the labels to show, and what each is compared with; by default all, compared as in results.before. If FLOPs
+    cannot be counted, the cell is a dash, and results.left_out gets a line.
     """
     before = {label: results.before(label) for label in results.order} if before is None else before
     written_up = results.corpus == TINY_SHAKESPEARE and not results.flags
@@ -119,7 +119,7 @@ def _cell(column: str, results: Results, label: str, before: str | None) -> str:
 
 
 def _flops(results: Results, label: str, parameters: int, shown: str, factor: float) -> str:
-    """Those of training on a character, times a factor, in the format `shown`."""
+    """FLOPs of training on a character, times a factor, in the format `shown`."""
     try:
         return shown.format(factor * training_flops(results.full(label), int(parameters)))
     except UserError as error:

@@ -11,7 +11,7 @@ from data.files import atomic_write
 def write_between_markers(path: Path, text: str, name: str) -> None:
     """Put `text` between the markers of that name, with the page's own line ends.
 
-    Raises UserError where the file or a marker is missing, or it cannot be written; it is then as it was.
+    Raises UserError if the file or a marker is missing, or it cannot be written; the file is then unchanged.
     """
     opening, closing = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     try:
@@ -19,7 +19,7 @@ def write_between_markers(path: Path, text: str, name: str) -> None:
         before, begin, rest = content.partition(opening)
         _, end, after = rest.partition(closing)
         if not end:
-            raise UserError(f"{path} lacks the lines {opening} and {closing}; put them where the table is to go")
+            raise UserError(f"{path} lacks the lines {opening} and {closing}; add them where the table has to be")
         new = f"{begin}\n{text}\n{end}".replace("\n", "\r\n" if "\r\n" in content else "\n")
         with atomic_write(path) as file:
             file.write(f"{before}{new}{after}".encode())

@@ -1,9 +1,9 @@
 """Measure a mixture of models: the exact loss of the mean of their probabilities, and of each model alone.
 
-A model is a checkpoint, or the latest of a rung. All have to be of the same text, and of the same split of it. All are
-read in windows of the smallest block size among them, so one with a larger block size loses something here. With
---loss-csv, the mixture joins a log: a row of the rung "mixture", which plots and tables of the ladder leave out, and
-whose flags are the names of the runs.
+A model is a checkpoint, or the latest of a rung. All have to be trained on the same text and the same split. All are
+evaluated in windows of the smallest block size among them, so a model with a larger one has a higher loss here than
+alone. --loss-csv adds the mixture to a log, as a row of the rung "mixture", with the names of the runs as its flags;
+plots and tables of the ladder leave it out.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from training.run import count_parameters
 @dataclass(frozen=True)
 class Options:
     models: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # two or more checkpoints or rungs
-    corpus: str = ""  # the text that they were trained on; by default where the first one's run found it
-    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    corpus: str = ""  # the text that they were trained on; by default, as in the first model's run
+    device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
     runs_dir: Path = RUNS_DIR  # where the checkpoints are
-    loss_csv: Path | None = None  # the log that the mixture joins; by default none
+    loss_csv: Path | None = None  # the log to add the mixture to; by default none
 
 
 class Mixture(nn.Module):
@@ -120,7 +120,7 @@ def row(trained: Sequence[Trained], device: torch.device, train_loss: float, val
 def common_corpus(trained: Sequence[Trained], which: str) -> Corpus:
     """The text and the split that all were trained on; `which` names it, as --corpus does, or is empty.
 
-    Raises UserError where they differ, and where that text is not found.
+    Raises UserError if they differ, or if that text is not found.
     """
     first, *others = trained
     corpus_of = "{0[corpus]}, sha256 {0[corpus_sha256]}".format
@@ -145,7 +145,7 @@ def common_corpus(trained: Sequence[Trained], which: str) -> Corpus:
 def measure(models: Sequence[nn.Module], ids: Tensor, block_size: int) -> list[float]:
     """The exact loss of each on `ids` (n,), then that of their mixture, in nats per character.
 
-    A progress bar appears where that takes more than a few seconds.
+    A progress bar appears if that takes more than a few seconds.
     """
     total = 2 * len(models) * consecutive_windows(ids, block_size)[0].numel()  # each alone, then in the mixture
     pause = 0.1 if sys.stderr.isatty() else 5

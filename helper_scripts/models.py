@@ -1,4 +1,4 @@
-"""Rungs as models: of a checkpoint, or of the settings that a row of the log names."""
+"""Models of rungs: from a checkpoint, or from the settings in a row of the log."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def join(label: str, flags: str) -> str:
 
 
 def rung_before(label: str, order: list[str]) -> str | None:
-    """What of `order`, labels in ladder order, a label is compared with. None where there is no such.
+    """The label of `order` (labels in ladder order) that a label is compared with; None if there is none.
 
     A rung with flags: itself without them. Otherwise, with the same flags, the rung that it names as AFTER, or the
     nearest earlier one that names none.
@@ -93,7 +93,7 @@ def rung_before(label: str, order: list[str]) -> str | None:
 
 
 def _from_module(rung: str, name: str):
-    """What a rung's file calls `name`; None where it has no such, or cannot be imported while it is being edited."""
+    """The variable `name` of a rung's file; None if it has none, or cannot be imported."""
     try:
         return getattr(rung_module(rung), name, None)
     except Exception:
@@ -112,7 +112,7 @@ def config_of(label: str, **settings) -> TrainConfig:
     for flag in (flag for flag in flags if flag.startswith("--") or flag == "-h"):
         name = flag.strip("-").partition("=")[0].removeprefix("no-").replace("-", "_")
         if name not in allowed:
-            raise UserError(f"{label}: {flag} is no setting of one rung's result; take it out of the quotes")
+            raise UserError(f"{label}: {flag} is no setting that shapes a result; take it out of the quotes")
     try:
         return replace(parse(config_type, description="", args=flags), **settings)
     except UserError as error:
@@ -123,8 +123,8 @@ def training_flops(label: str, parameters: int) -> float:
     """Floating-point operations of training on one character: forward, backward and its share of the update.
 
     As torch counts them, which is matmuls alone; an update has some where Muon makes it. parameters: those of the model
-    as it was logged, which tell the size of the alphabet. Raises UserError, with the reason, where they cannot be
-    counted: no alphabet gives that number, or the rung's file cannot be run without numbers, or at all.
+    as it was logged, which tell the size of the alphabet. Raises UserError, with the reason, if they cannot be counted:
+    no alphabet gives that number of parameters, or the rung's file does not run, or not on shapes only.
     """
     try:
         config, module = config_of(label), rung_module(label.split()[0])
@@ -147,7 +147,7 @@ def training_flops(label: str, parameters: int) -> float:
         with FlopCounterMode(display=False) as update_counter:
             for optimizer in State.at_start(made, config).optimizers:
                 for group in optimizer.param_groups:
-                    group["fused"] = False  # that takes numbers
+                    group["fused"] = False  # a fused optimizer needs numbers
                 optimizer.step()
         update = update_counter.get_total_flops() / config.batch_size
         return (counter.get_total_flops() + update) / config.block_size
@@ -176,7 +176,7 @@ def load_models(runs_dir: Path, names: Sequence[str]) -> list[Trained]:
 def load_model(path: Path) -> Trained:
     """The model of a checkpoint.
 
-    Raises UserError for a file that is no checkpoint, or one of a rung that is not there, or is another by now.
+    Raises UserError for a file that is no checkpoint, and for a checkpoint of a rung that is missing or has changed.
     """
     content = load_checkpoint(path)
     rung = content["metadata"]["rung"]
@@ -186,7 +186,7 @@ def load_model(path: Path) -> Trained:
         module, tokenizer = rung_module(rung), CharTokenizer(content["metadata"]["alphabet"])
         names = {field.name for field in fields(module.Config)} - {"loss_csv", "runs_dir"}
         config = module.Config(**{name: value for name, value in content["config"].items() if name in names})
-        # a file that claims more than its weights hold must not make this build a model without end
+        # a damaged file must not make this build a model much larger than its weights
         shapes = [tensor.shape for tensor in content["weights"].values()]
         largest = max((size for shape in shapes for size in shape), default=0)
         _check_sizes(config, LARGEST | {"n_layer": len(shapes), "n_embd": largest})
@@ -216,7 +216,7 @@ def printable(text: str) -> str:
 
 
 def find_checkpoint(runs_dir: Path, name: str) -> Path:
-    """What a user names: a rung, for its latest run that has finished, or else any; nothing, for all rungs; or a file.
+    """The file that a user means by a rung (its latest run, a finished one if there is one), "" (any rung) or a path.
 
     Raises UserError for a rung without a checkpoint, and for one that the ladder does not name.
     """

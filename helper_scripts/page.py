@@ -1,8 +1,8 @@
-"""Write docs/ladder.html: the ladder as a page that opens by itself, with models that run in the browser.
+"""Write docs/ladder.html: the ladder as one page, with models that run in the browser.
 
-The page is made of the log and of the checkpoints of runs that the log has: of rungs 1 to 7 in their own settings, of
-the others in the laptop preset, and of the modern rung in the quick preset too, if there is one. Rungs that lack
-either are left out, and named with the command that trains them.
+The page uses runs that have both rows in the log and a checkpoint: rungs 1 to 7 with their own settings, the others
+with the laptop preset, and modern also with the quick preset. Rungs without such a run are left out, and listed with
+the command that trains them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from training.provenance import ROOT
 
 MOST = 5_000_000  # bytes of the page
 
-# The rungs that run in the page, those that models.js knows, and the preset of each; the first that is there.
+# The rungs that run in the page: models.js has them. For each, the presets to use; the first one with a run is taken.
 LIVE: dict[str, tuple[Preset | None, ...]] = {
     "bigram": (None,),
     "self_attention": (None,),
@@ -46,8 +46,8 @@ LIVE: dict[str, tuple[Preset | None, ...]] = {
     "modern": ("quick", "laptop"),
 }
 
-# Passages of the validation split: what to look for, and how each begins and ends. Few are longer than the context of
-# the laptop preset, past which a model with rotary positions takes a step for each character.
+# Passages of the validation split: what to look for, and how each begins and ends. Most fit into the context of the
+# laptop preset; past it, a model with rotary positions needs a step for each character.
 PASSAGES = (
     ("A name comes back", "GREMIO:\nYoungling, thou canst", "But thine doth fry."),
     ("A quote is closed", "Was the first man that leap'd", "Why that's my spirit!"),
@@ -55,7 +55,7 @@ PASSAGES = (
     ("Verse with a rhythm", "Women are made to bear, and so", "I will not burden thee;"),
     ("One word, again and again", "Is it new and old too?", "hear of Petruchio's coming?"),
 )
-SAMPLE = 200  # characters that a rung writes where it does not run in the page
+SAMPLE = 200  # characters in the sample of a rung that does not run in the page
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Draw the loss log: a panel of curves for each rung, and the ladder of final losses.
 
-Curves are means over the seeds there are, with a band of one standard deviation; in grey beside them the rung before.
-The ladder has a point a run, and the mean's 95% interval. Runs that may not be compared are left out, and named.
+Curves are means over seeds, with a band of one standard deviation; the rung before is in grey. The ladder has a point
+for each run, and the mean's 95% interval. Runs that are not comparable are left out, and reported.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ X = {"steps": "step", "seconds": "seconds", "characters": "tokens"}  # columns o
 class Options(Selection):
     rungs: tuple[str, ...] = ()  # the rungs to draw, by name; none is all
     x: Literal["steps", "seconds", "characters"] = "steps"  # what the curves are drawn against
-    out: Path | None = None  # the picture to write; its ending says which kind: png, svg, pdf
+    out: Path | None = None  # the picture to write; its ending is the format: png, svg, pdf
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def picture_of(selection: Selection) -> Path:
-    """Where the picture of a selection is kept: each has one of its own."""
+    """The file of a selection's picture; each selection has its own."""
     names = [selection.preset, "holdout" * selection.holdout, "variants" * selection.variants]
     return IMAGES / f"{'_'.join(['loss_curves', *filter(None, names)])}.png"
 
@@ -61,7 +61,7 @@ def check_picture(out: Path) -> None:
 
 
 def write_plot(results: Results, out: Path, *, x: str = "steps") -> None:
-    """Write the picture of `results` to `out`, whole or not at all, and say where it went and what is not in it."""
+    """Write the picture of `results` to `out`, atomically, and print where it is and what was left out."""
     figure = draw(results, Figure(), x)
     try:
         with atomic_write(out) as file:
@@ -96,7 +96,7 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
 
 
 def _curves(sns, figure, results: Results, rows: pd.DataFrame, labels: list[str], palette: dict, x: str) -> None:
-    """The panels, with the loss in nats per character against x. Axes have numbers where the next panel's differ."""
+    """The panels, with the loss in nats per character against x. Axes have numbers if the next panel's axes differ."""
     panels = {}
     for number, label in enumerate(labels):
         panel = panels[number] = figure.add_subplot(math.ceil(len(labels) / COLUMNS), COLUMNS, number + 1)
@@ -160,7 +160,7 @@ def _peers(results: Results, label: str) -> set[str]:
 def _window(rows: pd.DataFrame, goal: float) -> tuple[float, float]:
     """From just below the lowest loss to just above those at a tenth of a run, and above `goal`.
 
-    The start, which is alike for all, is left out: it would take half the height, and what differs is below.
+    The start is left out: it is the same for all, and would take half of the height.
     """
     later = rows[rows["step"] >= rows["steps"] / 10][["train_loss", "val_loss"]]
     lowest, highest = later.min().min(), max(later.max().max(), goal)

@@ -1,4 +1,4 @@
-"""A plain implementation of the lecture's GPT, with which rung 8 is compared.
+"""A plain implementation of the lecture's GPT, to compare with rung 8.
 
 A module for each head, with a projection each for query, key and value; dropout on the attention weights too; torch's
 own dropout; everything in fp32. It shares no code with `gpt.py`. For the same weights both have to give the same logits
@@ -48,7 +48,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward network, each behind a LayerNorm and beside a skip connection."""
+    """Attention, then a feed-forward network, each after a LayerNorm and with a skip connection."""
 
     def __init__(self, n_embd: int, n_head: int, block_size: int, dropout: float):
         super().__init__()
@@ -84,7 +84,7 @@ class Reference(nn.Module):
 
 
 def sampled_loss(model: Reference, corpus: Corpus, batch_size: int, block_size: int, batches: int = 200) -> float:
-    """The usual estimate of the train split's loss: the mean over random batches, of steps that no training reaches."""
+    """The usual estimate of the train split's loss: the mean over random batches that training never uses."""
     model.eval()
     with torch.no_grad():
         losses = [model(*corpus.batch(0, 10**9 + i, batch_size, block_size))[1].item() for i in range(batches)]

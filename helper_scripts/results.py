@@ -1,8 +1,8 @@
 """The runs of the loss log that may be averaged and compared, and what had to be left out.
 
-Runs are averaged where corpus, settings, precision and code are the same, and rungs compared where the shared code is.
-A rung is represented by the finished runs of its file's settings and code as they are now, or, where it has none of
-that code, of the latest that it has runs of. Everything else is left out, and every command says so.
+Runs are averaged if corpus, settings, precision and code are the same; rungs are compared if their shared code is the
+same. The runs of a rung are its finished runs with the settings and the code that its file has now; if there are none
+of that code, those of the latest code that has runs. Everything else is left out, and every command says so.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from training.provenance import rung_code, shared_code
 
 START = re.compile(r"(--preset \S+)? ?(--holdout)? ?")  # of a run's flags, as `start_of` makes them
 CODE = ["rung_code", "shared_code"]
-MIXTURE = "mixture"  # in place of a rung, in a row for the mean of several runs' probabilities: no run of the ladder
+MIXTURE = "mixture"  # in the log's column `rung`: the mean of several runs' probabilities, not a run of the ladder
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What of the log to look at."""
+    """Which runs of the log to use."""
 
     loss_csv: Path = LOSS_CSV  # the log to read
-    corpus: str | None = None  # the corpus whose runs to take; by default Tiny Shakespeare
-    preset: Preset | None = None  # the settings whose runs to take, in place of the rungs' own
-    holdout: bool = False  # take runs that were validated on the end of the train split, with --holdout
-    variants: bool = False  # take runs with other flags too, each set of flags apart
+    corpus: str | None = None  # use runs on this corpus; by default Tiny Shakespeare
+    preset: Preset | None = None  # use runs with this preset, instead of the rungs' own settings
+    holdout: bool = False  # use runs with --holdout, which validate on the end of the train split
+    variants: bool = False  # also use runs with other flags; each set of flags is kept apart
 
 
 @dataclass(frozen=True)
 class Results:
-    """rows: the log's rows that are comparable, `label` added: the rung, and its flags besides those of the selection.
+    """rows: the comparable rows of the log, with a column `label`: the rung, and its flags besides the selection's.
 
     order: the labels, in ladder order. corpus: the one they were all trained on. flags: the selection's preset and
-    --holdout, as typed, which all labels have in common. left_out: a line for each reason, and for each way in which
-    what is there is not alike. log: where they are from.
+    --holdout, as typed, which all labels have in common. left_out: a line for each reason to leave out runs, and for
+    each difference among the others. log: the log's path.
     """
 
     rows: pd.DataFrame
@@ -68,7 +68,7 @@ class Results:
         return self.rows[self.rows["step"] == self.rows["steps"]]
 
     def runs(self, label: str) -> pd.DataFrame:
-        """The last row of each run of `label`. Raises UserError where there are none."""
+        """The last row of each run of `label`. Raises UserError if there are none."""
         if label not in self.order:
             near = [other for other in self.order if other.split()[0] == label.split(" ")[0]] or self.order
             raise UserError(f"{self.log} has no finished runs of {self.full(label)!r}; it has {', '.join(near)}")
@@ -76,7 +76,7 @@ class Results:
         return final[final["label"] == label]
 
     def losses(self, label: str) -> pd.Series:
-        """The final validation losses of `label`, by seed. Raises UserError where there are none."""
+        """The final validation losses of `label`, by seed. Raises UserError if there are none."""
         return self.runs(label).set_index("seed")["val_loss"]
 
     def full(self, label: str) -> str:
@@ -84,7 +84,7 @@ class Results:
         return join(label, self.flags)
 
     def before(self, label: str) -> str | None:
-        """What `label` is compared with; None where there is nothing of the same shared code."""
+        """The label that `label` is compared with; None if there is none with the same shared code."""
         before = rung_before(label, self.order)
         return before if before and self.comparable(before, label) else None
 
@@ -96,9 +96,9 @@ class Results:
 def load_results(selection: Selection, labels: tuple[str, ...] = (), *, partly: bool = False) -> Results:
     """Select from the log.
 
-    labels: these alone; a rung, perhaps with flags, perhaps with @COMMIT behind it for the runs of that commit. What is
-    in none of them then goes without saying. Raises UserError for a log that is missing, damaged, or has nothing to
-    show, and for a label without finished runs; partly: unless another one has some.
+    labels: use these only; a rung, perhaps with flags, perhaps followed by @COMMIT for the runs of that commit. Runs of
+    other labels are then not reported as left out. Raises UserError for a log that is missing, damaged, or has nothing
+    to show, and for a label without finished runs; with partly, only if no label has any.
     """
     rows, left_out, notes = read_log(selection.loss_csv), Counter(), []
     rows = rows[rows["rung"] != MIXTURE]
@@ -128,8 +128,8 @@ def load_results(selection: Selection, labels: tuple[str, ...] = (), *, partly: 
         if not (runs[CODE] == now).all(axis=1).any():
             now = runs[CODE].iloc[-1].tolist()
             earlier += [label] * ("@" not in label)
-        runs = keep(runs, (runs[CODE] == now).all(axis=1), "of other code, be it their rung's or the shared")
-        seeds = runs[::-1].groupby("precision", sort=False)["seed"].nunique()  # the latest one first, if all are equal
+        runs = keep(runs, (runs[CODE] == now).all(axis=1), "of other code, of the rung or shared")
+        seeds = runs[::-1].groupby("precision", sort=False)["seed"].nunique()  # the latest precision first, for a tie
         runs = keep(runs, runs["precision"] == seeds.idxmax(), "in another precision than most of their rung's")
         latest = runs.groupby("seed")["run"].transform("last")
         runs = keep(runs, runs["run"] == latest, "that a later one with the same seed replaces")
@@ -139,7 +139,7 @@ def load_results(selection: Selection, labels: tuple[str, ...] = (), *, partly: 
 
     lines = [f"left out {count} run{'s' * (count > 1)} {reason}" for reason, count in left_out.items() if count] + notes
     if earlier:
-        lines.append(f"of earlier code, as there are no runs of the present code: {', '.join(earlier)}")
+        lines.append(f"runs of earlier code, because there are none of the present code: {', '.join(earlier)}")
     if not chosen:
         why = "; ".join(lines) or f"it has no runs of {', '.join(labels)}"
         raise UserError(f"nothing to show from {selection.loss_csv}: {why}")
@@ -149,19 +149,19 @@ def load_results(selection: Selection, labels: tuple[str, ...] = (), *, partly: 
         counts = rows.groupby(column)["run"].nunique()
         if len(counts) > 1:
             kinds = ", ".join(f"{kind} ({count})" for kind, count in counts.items())
-            lines.append(f"these runs are not of one {column}, which may be part of what sets them apart: {kinds}")
+            lines.append(f"these runs differ in {column}, which may explain a part of their differences: {kinds}")
     results = Results(rows, order, corpus, flags, lines, selection.loss_csv)
     for label in () if partly else labels:
         results.runs(label)
     if not labels:
         pairs = ((label, rung_before(label, results.order)) for label in results.order)
         apart = [f"{label} with {before}" for label, before in pairs if before and not results.before(label)]
-        lines += [f"not compared, as their shared code differs: {', '.join(apart)}"] if apart else []
+        lines += [f"not compared, because their shared code differs: {', '.join(apart)}"] if apart else []
     return results
 
 
 def _corpus(names: pd.Series, selection: Selection) -> str:
-    """The corpus to show, by its name in the log; a file's name will do without the digits behind it."""
+    """The corpus to show, by its name in the log; for a file, the digits after its name may be left out."""
     asked = selection.corpus
     if asked is None:
         return TINY_SHAKESPEARE if TINY_SHAKESPEARE in set(names) else names.iloc[-1]
@@ -185,9 +185,9 @@ def _labels(rows: pd.DataFrame, flags: str, variants: bool) -> list[str]:
 
 
 def _of_settings(rows: pd.DataFrame, label: str, flags: str, notes: list[str]) -> tuple[pd.DataFrame, list]:
-    """Those of `rows` with the settings of `label`, and the present code, of the rung and shared.
+    """The rows with the settings of `label`, and the hashes of the present code, of the rung and shared.
 
-    For a commit, and for what the rung's file does not know (any more), the flags tell, and of these the latest.
+    For a commit, and for flags that the rung no longer has, the flags are compared as text; the latest settings count.
     """
     name, at, commit = label.partition("@")
     if at and not commit:

@@ -31,17 +31,17 @@ Written by `python helper_scripts/results_page.py --write` from [the log of loss
 
 Losses are in nats per character, on the whole validation split (the last tenth of the text) unless a section says
 otherwise. Bits per character are nats / ln 2. ± is the standard deviation over n seeds. A change is the mean of the
-differences seed by seed, over the n seeds that both rungs have, with Student's 95% interval. Where the interval
-contains zero, these seeds cannot tell the two apart. FLOPs are those of training: forward, backward and the
-optimizer's, as torch counts them, which is matmuls alone. For `distillation` those of its teacher are not counted.
-Characters are those that were trained on, repeats counted.
+differences seed by seed, over the n seeds that both rungs have, with Student's 95% interval. If the interval contains
+zero, these seeds cannot tell the two apart. FLOPs are for training: forward, backward and optimizer, as torch counts
+them, which is matmuls only; for `distillation`, without those of its teacher. Characters are those trained on, with
+repeats.
 """
 
 
 @dataclass(frozen=True)
 class Options:
     loss_csv: Path = LOSS_CSV  # the log to read
-    write: bool = False  # write docs/results.md, its pictures and README's table, in place of printing the page
+    write: bool = False  # write docs/results.md, its pictures and README's table, instead of printing the page
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def readme_table(sections: list[Section]) -> str | None:
 
 
 def write(sections: list[Section]) -> None:
-    """Put the page, its pictures and README's table in their places. Raises UserError where that fails."""
+    """Put the page, its pictures and README's table in their places. Raises UserError if that fails."""
     if table := readme_table(sections):
         write_between_markers(README, table, "ladder table")
     for section in sections:
@@ -86,7 +86,7 @@ def write(sections: list[Section]) -> None:
 
 
 def _provenance(final: pd.DataFrame) -> str:
-    """Of which text and code the runs are, each run counted once."""
+    """The text and the code of the runs; each run is counted once."""
 
     def values(column: str) -> str:
         return ", ".join(sorted(set(final[column])))

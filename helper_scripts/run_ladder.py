@@ -1,9 +1,8 @@
 """Train rungs with several seeds, as many runs at a time as there are cores. Then draw the plot and print the table.
 
-Without names: rungs 1 to 7, or with --preset all rungs that have presets, from the eighth on. A name may have flags of
-its own, in quotes: "residual --n-layer 1".
-Runs that are in the log are skipped; --again retrains them. Runs that were stopped are resumed. Each run has one
-thread: small rungs gain next to nothing from a second.
+Without names: rungs 1 to 7; with --preset, all rungs from the eighth on. A name may have its own flags, in quotes:
+"residual --n-layer 1". Runs that are in the log are skipped; --again retrains them. Stopped runs are resumed. Each run
+has one thread: small rungs gain almost nothing from a second.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ from training.teachers import MODERN, default_teacher, has_default_teacher
 
 @dataclass(frozen=True)
 class Options:
-    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is all that the settings suit
-    seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves (7 7 is 7 alone)
-    preset: Preset | None = None  # settings in place of the rungs' own
+    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is 1 to 7, or all of a preset
+    seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves (7 7 is only 7)
+    preset: Preset | None = None  # settings instead of the rungs' own
     holdout: bool = False  # validate on the last tenth of the train split, to choose settings
-    again: bool = False  # train runs that are in the log, too
-    steps: int | None = None  # updates, in place of each rung's own number
-    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    again: bool = False  # also train runs that are in the log
+    steps: int | None = None  # updates, instead of each rung's own number
+    device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
     corpus: str = "auto"  # as for a rung: a text file, auto or pydoc
-    loss_csv: Path = LOSS_CSV  # the log that the runs join
-    runs_dir: Path = RUNS_DIR  # where the finished models go
+    loss_csv: Path = LOSS_CSV  # the log to add the runs to
+    runs_dir: Path = RUNS_DIR  # where the checkpoints are saved
     out: Path | None = None  # the picture to draw afterwards; by default the preset's own in images/
 
 
@@ -57,13 +56,13 @@ def main() -> None:
         out = options.out or picture_of(selection)
         check_picture(out)
         configs, failed = all_configs(options)
-        corpus = load_corpus(options.corpus)  # fetched once, before several processes want it
+        corpus = load_corpus(options.corpus)  # fetched once, before several processes need it
         if options.corpus == "auto" and corpus.name == "pydoc":  # for all runs, even if one could fetch the other now
             configs = [(rung, replace(config, corpus="pydoc")) for rung, config in configs]
         rows = read_log(options.loss_csv) if has_rows(options.loss_csv) else None
         runs = left_to_do(configs, rows, corpus, options)
         if logged := len(configs) - len(runs):
-            print(f"{logged} of {len(configs)} runs are in the log already, of this very code; --again retrains them")
+            print(f"{logged} of {len(configs)} runs of the present code are in the log already; --again retrains them")
         if resumed := sum(run.config.resume for run in runs):
             print(f"{resumed} of {len(configs)} runs were stopped before; resuming them")
         runs += [run_of(MODERN.stem, config, rows, corpus) for config in missing_teachers(runs, corpus)]
@@ -103,7 +102,7 @@ def all_configs(options: Options) -> tuple[list[tuple[str, TrainConfig]], list[s
 
 
 def _broken(rung: str) -> str:
-    """What to tell of a rung whose file cannot be imported, say while it is being edited; else nothing."""
+    """The error of a rung whose file cannot be imported, for example in the middle of an edit; else empty."""
     try:
         rung_module(rung).Config()
     except Exception as error:
@@ -114,7 +113,7 @@ def _broken(rung: str) -> str:
 def left_to_do(
     configs: list[tuple[str, TrainConfig]], rows: pd.DataFrame | None, corpus: Corpus, options: Options
 ) -> list[Run]:
-    """The runs that the log, `rows`, does not have; the longest come first, so that none of them is left over alone."""
+    """The runs that the log, `rows`, does not have; the longest come first, so that no long run is left at the end."""
     device = {"device": choose_device(options.device).type}
     runs = [
         run_of(rung, config, rows, corpus)
@@ -132,7 +131,7 @@ def run_of(rung: str, config: TrainConfig, rows: pd.DataFrame | None, corpus: Co
 
 
 def _code(rung: str, config: TrainConfig) -> dict[str, str]:
-    """What a run of the present code has as metadata."""
+    """The code hashes in the metadata of a run of the present code."""
     code = {"rung_code": rung_code(rung_path(rung)), "shared_code": shared_code()}
     return code if config.precision == "auto" else code | {"precision": config.precision}
 
@@ -173,7 +172,7 @@ def _can_go_on(partial: Path, code: dict[str, str]) -> bool:
 
 
 def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -> float:
-    """By the log's runs, wherever they ran: of this rung in these settings, or else of others in them, or of any."""
+    """From the log, on any machine: runs of this rung and these settings, else of one of the two, else of any."""
     if rows is not None:
         own, same = rows["rung"] == rung, rows["config"] == config_hash(config)
         for alike in (rows[own & same], rows[same], rows[own], rows):
@@ -185,7 +184,7 @@ def _seconds_a_step(rung: str, config: TrainConfig, rows: pd.DataFrame | None) -
 def _train(runs: list[Run], device: str) -> list[str]:
     """Train them under one bar, and tell of each that is done. Returns a line for each that failed.
 
-    As many at a time as there are cores; on a GPU one, for they would be in one another's way.
+    As many at a time as there are cores; on a GPU one, because several would slow each other down.
     """
     jobs = min(len(runs), (os.cpu_count() or 1) if choose_device(device).type == "cpu" else 1)
     total = sum(run.weight for run in runs)

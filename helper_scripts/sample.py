@@ -1,10 +1,10 @@
 """Generate text with a trained model, or with several as one. A model is a checkpoint, or the latest of a rung.
 
-Of several models with the same alphabet, each character is drawn from the mean of their probabilities.
+With several models, which need the same alphabet, each character is drawn from the mean of their probabilities.
 
 The text appears as it is generated. Rungs 8 and up cache the keys and values of earlier characters; --no-cached
-recomputes them for every character, several times as slow. The text is the same, except past the context of rungs
-with rotary positions: their cache drops one character for each new one, where the others go on with half a context.
+recomputes them for every character, which is several times as slow. The text is the same, except past the context of
+rungs with rotary positions: their cache drops one character for each new one; the others go on with half a context.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.config import RUNS_DIR, check_ranges
 from training.device import choose_device
 from training.generation import encode_prompt, stream
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline: a terminal would obey them
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline: a terminal would act on them
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Options:
     top_k: int = 0  # sample among the k likeliest characters; 0 is all of them
     seed: int = 0  # of the draws
     cached: bool = True  # keep the keys and values of earlier characters
-    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
+    device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
     runs_dir: Path = RUNS_DIR  # where the checkpoints are
 
     def __post_init__(self):

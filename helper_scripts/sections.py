@@ -1,4 +1,4 @@
-"""The sections of docs/results.md: of which runs each is, and its commands, tables and picture."""
+"""The sections of docs/results.md: for each, its runs, commands, tables and picture."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AT_MODERNS_RATE = ("averaging", "distillation", "ablation")  # these rungs were 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. shown: what its tables and pictures were made of; none if the log has no such runs."""
+    """A part of the page. shown: the results in its tables and pictures; empty if the log has no such runs."""
 
     title: str
     trained_by: list[str]  # commands
@@ -68,7 +68,7 @@ def ladder(log: Path) -> Section:
     section = Section(
         "Rungs 1 to 8",
         [command("run_ladder", "--seeds 5"), command("run_ladder", "gpt --seeds 3")],
-        "The write-up's figures are one sampled estimate of one run each.",
+        "Each figure of the original write-up is one sampled estimate of one run.",
     )
     return _with_table(section, rungs, Selection(log), picture=True)
 
@@ -94,7 +94,7 @@ def epochs_preset(log: Path) -> Section:
     section = Section(
         "Four epochs: averaging and distillation",
         [command("run_ladder", f"{' '.join(rungs)} --preset epochs --seeds 5")],
-        f"{_size('epochs')} To see what helps when text is scarce.",
+        f"{_size('epochs')} It shows what helps when text is scarce.",
     )
     return _with_table(section, rungs, Selection(log, preset="epochs"))
 
@@ -109,16 +109,16 @@ def lowest_loss(log: Path) -> Section:
     section = Section(
         "The lowest loss",
         CHAIN_COMMANDS,
-        "A chain: each model learns from the text and from the three in the row above it. Letters stand for "
-        "checkpoints in `runs/`. Parameters and characters are those of one model; in the last row, of all three. "
-        "[log.md](log.md) has how the setting was chosen, and what was spent.",
+        "A chain: each model learns from the text and from the three models in the row above it. Letters stand for "
+        "checkpoints in `runs/`. Parameters and characters are for one model; in the last row, for all three. "
+        "[log.md](log.md) says how the settings were chosen, and how long training took.",
     )
     rows = read_log(log)
     rows = rows[(rows["step"] == rows["steps"]) & (rows["corpus"] == TINY_SHAKESPEARE)]
     runs = {name: rows[rows["flags"].str.match(flags)] for name, flags in CHAIN.items()}
     *_, last = runs.values()
     mixed = rows[(rows["rung"] == "mixture") & (rows["flags"].str.split().map(set) == set(last["run"]))]
-    runs["the last three as one: their probabilities averaged"] = mixed[-1:]
+    runs["the last three, their probabilities averaged"] = mixed[-1:]
     if any(part.empty for part in runs.values()):
         return section
     lines = [("model", "validation loss", "bits per character", "train loss", "parameters", "characters"), ["---"] * 6]
@@ -146,7 +146,7 @@ def ablation(log: Path) -> Section:
     section = Section(
         "Modern, with one part taken out",
         [command("run_ladder", *quoted(("modern", *labels)), "--preset laptop --seeds 5")],
-        "What each part is worth at the end of the ladder: the changes are those that taking it out makes to `modern`.",
+        "What each part gains at the end of the ladder: each row is `modern` without one part, compared with `modern`.",
     )
     against = {"modern": None} | dict.fromkeys(labels, "modern")
     columns = [column for column in COLUMNS if column not in ("adds", "write-up", "characters")]
@@ -158,8 +158,8 @@ def parts_apart(log: Path) -> Section:
     section = Section(
         "Skips and depth, equal parameters, equal time",
         [command("run_ladder", *quoted(labels), "--seeds 5")],
-        "Is it the part, or what comes with it? Each row is compared with the one above it. FLOPs are those of a whole "
-        "run. For equal time, steps were chosen to take about as long as 5,000 of `pre_norm` on one core.",
+        "Each row is compared with the one above it. FLOPs are for a whole run. For equal time, steps were chosen to "
+        "take about as long as 5,000 of `pre_norm` on one core.",
     )
     results = some_results(Selection(log), labels)
     tables = {name: rows for name, rows in controls.TABLES.items() if results and set(rows) <= set(results.order)}
@@ -193,9 +193,9 @@ def learning_rates(log: Path) -> Section:
             command("run_ladder", *quoted(_at_rate(rung, rate) for rung in rungs), start, seeds) for rate in RATES
         ]
     text = (
-        "Losses on the held-out last tenth of the *train* split: the validation split has no part in the choice. Every "
-        "rung was tried with the same three learning rates, and takes the one with the lowest loss, in bold. "
-        "`averaging`, `distillation` and `ablation` take the rate of `modern`."
+        "Losses on the held-out last tenth of the *train* split, so the validation split has no part in the choice. "
+        "Every rung was tried with the same three learning rates, and has the one with the lowest loss, in bold. "
+        "`averaging`, `distillation` and `ablation` have the learning rate of `modern`."
     )
     return Section("Learning rates", trained, text, printed, body, shown)
 
@@ -219,7 +219,7 @@ def _rates_table(results: Results, rungs: list[str], preset: str | None) -> str:
     return markdown(lines)
 
 
-# What they have in common
+# Shared by the sections
 
 
 def command(script: str, *words: str) -> str:
@@ -227,12 +227,12 @@ def command(script: str, *words: str) -> str:
 
 
 def quoted(labels: Iterable[str]) -> list[str]:
-    """Labels as they are typed: with quotes where there are flags in them."""
+    """Labels as a user types them: in quotes if they have flags."""
     return [f'"{label}"' if " " in label else label for label in labels]
 
 
 def some_results(selection: Selection, labels: Iterable[str]) -> Results | None:
-    """Those of Tiny Shakespeare, for those of `labels` that have runs; None where none has."""
+    """Results on Tiny Shakespeare, for those of `labels` that have runs; None if none has."""
     try:
         return load_results(replace(selection, corpus=TINY_SHAKESPEARE), tuple(labels), partly=True)
     except UserError:  # the log itself can be read (`all_sections`)
@@ -257,7 +257,7 @@ def _with_table(
     before: dict[str, str | None] | None = None,
     picture: bool = False,
 ) -> Section:
-    """`section` with a table of `labels`, and a picture of them if asked for; as it is where there are no runs."""
+    """`section` with a table of `labels`, and with `picture` a picture; unchanged if there are no runs."""
     results = some_results(selection, labels)
     there = [label for label in labels if results and label in results.order]
     if not there or (before and not any(before[label] for label in there)):

@@ -1,8 +1,8 @@
 """Print each module of a rung with its input shape, output shape and parameters, on a real batch.
 
-Flags are the rung's own: `shapes.py gpt --preset laptop`. Modules stand in the order in which they are called, each
-with the parameters that it holds itself. Of several arguments or outputs, the shape is of the first. Of blocks that are
-alike, the first is shown with its parts; the others are one row each, with all their parameters.
+Flags are the rung's own: `shapes.py gpt --preset laptop`. Modules are in the order of their calls, each with its own
+parameters. If a module has several arguments or outputs, the shape is that of the first. If blocks are alike, the first
+is shown with its parts; the others have one row each, with all their parameters.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def table(model: nn.Module, corpus: Corpus, config: TrainConfig) -> str:
 
 
 def alike(layers: list[LayerInfo]) -> list[LayerInfo]:
-    """Those of a list of modules, such as the blocks, that have the same parts and shapes as an earlier one of it."""
+    """The modules of a list, such as the blocks, with the same parts and shapes as an earlier one in the list."""
     seen, found = set(), []
     for layer in layers:
         if layer.parent_info and layer.children and isinstance(layer.parent_info.module, nn.ModuleList | nn.Sequential):

@@ -94,7 +94,7 @@ def stock_model(trained: Trained) -> Stock:
 
 
 def without_output_bias(weights: dict[str, Tensor], n_layer: int) -> dict[str, Tensor]:
-    """The same logits without `lm_head.bias`, where there is one: stock architectures have none.
+    """Remove `lm_head.bias` without changing the logits: stock architectures have none.
 
     A vector n that LayerNorm has normalised, before its gain g and shift s, sums to zero over its C channels. So a
     constant may be added to a row w of the output layer: (w + c) . n = w . n. With a gain of one and a shift of one,
@@ -114,7 +114,7 @@ def without_output_bias(weights: dict[str, Tensor], n_layer: int) -> dict[str, T
 
 def gpt_settings(config: TrainConfig) -> dict:
     """What GPT and GPT-2 have in common. Both have 4C channels in the feed-forward by themselves, as rungs 6 to 8."""
-    dropout = getattr(config, "dropout", 0.0)  # for whoever trains it on
+    dropout = getattr(config, "dropout", 0.0)  # for users who train it further
     return {
         "n_positions": config.block_size,
         "n_embd": config.n_embd,

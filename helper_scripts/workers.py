@@ -61,7 +61,7 @@ def train_all(
                     workers.append(idle[0])
                 worker, run = idle.pop(), waiting.popleft()
                 busy[worker.pipe] = worker, run
-                with contextlib.suppress(OSError):  # where it has died, its pipe says so below
+                with contextlib.suppress(OSError):  # if it has died, reading its pipe fails below
                     worker.pipe.send(run)
             for pipe in wait(list(busy), timeout=0.2):  # a wait without end could not be interrupted on Windows
                 worker, run = busy[pipe]
@@ -96,13 +96,13 @@ class _Worker:
         its_lifeline.close()
 
     def let_go(self) -> None:
-        """Have it end; where it is training, it saves the run first."""
+        """End it; if it is training, it saves the run first."""
         self.pipe.close()
         self.lifeline.close()
 
 
 def _work(pipe: Connection, lifeline: Connection, threads: int | None) -> None:
-    """What a worker's process does, until there is no more to do or the lifeline ends."""
+    """The loop of a worker's process, until there are no more runs or the lifeline closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the first process passes it on
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # between runs; a run saves itself
     idle = threading.Event()
@@ -120,7 +120,7 @@ def _work(pipe: Connection, lifeline: Connection, threads: int | None) -> None:
 
 
 def _stop_with(lifeline: Connection, idle: threading.Event) -> None:
-    """When the process that holds the other end lets go, or dies, stop a run as a polite kill would."""
+    """When the process that holds the other end lets go, or dies, stop a run as SIGTERM would."""
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
     if not idle.is_set():  # if it is, the pipe has ended too
@@ -131,7 +131,7 @@ def _train(run: Run, pipe: Connection) -> Result:
     said = io.StringIO()
 
     def tell(evaluation: Evaluation) -> None:
-        with contextlib.suppress(OSError):  # where the other process is gone, the lifeline ends this one
+        with contextlib.suppress(OSError):  # if the other process has ended, the lifeline ends this one
             pipe.send(evaluation.step / run.config.steps)
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):

@@ -16,7 +16,7 @@ LADDER = (
     "stages.muon",
     "stages.value_residual",
     "stages.modern",
-    # beside the ladder: each names the rung that it is compared with as AFTER
+    # beside the ladder: AFTER in each file names the rung that it is compared with
     "stages.previous_token",
     "stages.ablation",
     "stages.averaging",

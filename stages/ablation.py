@@ -1,10 +1,10 @@
 """Beside rung 15, ablation: modern with one part taken out.
 
-What is new: --without PART takes out one of the seven parts that rungs 9 to 15 brought, and puts back what was there
-before. A part's rung shows what it was worth when it came in; this shows what it is worth at the end, beside all the
-others. Two parts that do the same work look better in their rungs than they do here.
+What is new: --without PART removes one of the seven parts that rungs 9 to 15 add, and restores what it replaced. A
+part's own rung shows what the part gains when it is added; this shows what it gains at the end, together with all the
+others. If two parts do the same work, each gains more in its rung than here.
 
-In the curve: the more it lies above modern's, the more the part is worth.
+In the curve: the further it lies above modern's, the more the part gains.
 """
 
 from dataclasses import dataclass
@@ -38,19 +38,19 @@ AFTER = "stages.modern"
 
 @dataclass(frozen=True)
 class Config(ScaledConfig):
-    # the part to take out, named as its rung; short_conv is the one of modern.py
+    # the part to remove, named after its rung; short_conv is rung 15's
     without: Literal["rotary", "rms_norm", "qk_norm", "swiglu", "muon", "value_residual", "short_conv"] = "short_conv"
     laptop_learning_rate = 1e-2  # the best of three on held-out text, from swiglu on
     small_for_minutes = True  # rung 8's size learns little in a few minutes
 
 
 def rotary_angles(block_size, d):
-    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    """Angles (T, D / 2) in radians: position t rotates pair i by t times i's frequency, from 1 towards 1 / 10,000."""
     return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
 
 
 def apply_rotary(x, cos, sin):
-    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), T last used."""
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), last T used."""
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
     cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
     def forward(self, x, first_values, mask, cos, sin):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        first_values = v if first_values is None else first_values  # (B, H, T, D), None in the first block itself
+        first_values = v if first_values is None else first_values  # (B, H, T, D); None in the first block
         if self.without != "value_residual":
             v = self.value_lambdas[0] * first_values + self.value_lambdas[1] * v
         if self.without != "qk_norm":
@@ -85,7 +85,7 @@ class SelfAttention(nn.Module):
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
         if self.without != "rotary":
             q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # scores now depend on distances alone
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -93,7 +93,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -115,15 +115,15 @@ class ShortConv(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.conv = nn.Conv1d(config.n_embd, config.n_embd, kernel_size=4, groups=config.n_embd, bias=False)
-        nn.init.zeros_(self.conv.weight)  # (C, 1, 4): four weights a channel, the last one of the character itself
-        nn.init.ones_(self.conv.weight[..., -1])  # at the start, each character by itself
+        nn.init.zeros_(self.conv.weight)  # (C, 1, 4): four weights a channel, the last for the character itself
+        nn.init.ones_(self.conv.weight[..., -1])  # at the start, the output equals the input
         self.cache = Cache(window=config.block_size + 3, dim=1)
 
     def forward(self, x):
         T = x.shape[1]
-        (x,) = self.cache(x)  # (B, T, C), but while generating with the cached characters too
+        (x,) = self.cache(x)  # (B, S, C): S = T, but while generating S counts the cached characters too
         x = F.pad(x, (0, 0, 3, 0))[:, -(T + 3) :]  # (B, 3 + T, C), zeros before the first character
-        return self.conv(x.mT).mT  # (B, T, C) by way of (B, C, T), which Conv1d wants
+        return self.conv(x.mT).mT  # Conv1d takes (B, C, T); back to (B, T, C)
 
 
 class Block(nn.Module):
@@ -147,7 +147,7 @@ class Block(nn.Module):
 
 
 def newton_schulz(x):
-    """Matrices x (N, R, C) with singular values of 0.68 to 1.20 and the same singular vectors (Jordan et al., 2024).
+    """Matrices x (N, R, C) -> the same singular vectors, singular values of 0.68 to 1.20 (Jordan et al., 2024).
 
     Each iteration applies a s + b s^3 + c s^5 to every singular value s; those below 1/500 of x's norm stay smaller.
     """
@@ -163,7 +163,7 @@ def newton_schulz(x):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised. All matrices of a group have one shape, and each may be `stacked` ones."""
+    """Orthogonalised momentum. All matrices of a group have one shape; each may be a stack of `stacked` matrices."""
 
     def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
@@ -217,7 +217,7 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # the scale at which the residual stream starts
         if self.without == "rotary":
             self.position_embedding.weight.data.copy_(0.2 * sinusoids(config.block_size, config.n_embd))
 

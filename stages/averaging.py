@@ -1,12 +1,12 @@
 """Beside rung 15, weight averaging: evaluated with an average of the weights over the last tenth of the updates.
 
-What is new: the weights that are evaluated, sampled and compared are not those of the last update but a running average
-(Polyak & Juditsky, 1992; Izmailov et al., 2018), of about the last tenth of the updates so far. Each update sees one
-batch, and what is particular to that batch is noise; in the average it cancels. Training itself does not change: the
-averages are only kept beside the weights.
+What is new: evaluations and samples use a running average of the weights, over about the last tenth of the updates so
+far, instead of the last weights (Polyak & Juditsky, 1992; Izmailov et al., 2018). Each update sees one batch, and adds
+that batch's noise; the noise cancels in the average. Training itself does not change: the averages are only kept beside
+the weights.
 
-In the curve: lower by 0.01 to 0.05 while the learning rate is high; level at the end, where it has fallen to zero and
-the weights no longer move (laptop preset, two seeds). What it gains over several epochs is for --preset epochs to show.
+In the curve: lower by 0.01 to 0.05 while the learning rate is high; level at the end, where the learning rate has
+fallen to zero and the weights no longer move (laptop preset, two seeds). For more epochs, see --preset epochs.
 """
 
 import torch
@@ -36,12 +36,12 @@ class Config(ScaledConfig):
 
 
 def rotary_angles(block_size, d):
-    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    """Angles (T, D / 2) in radians: position t rotates pair i by t times i's frequency, from 1 towards 1 / 10,000."""
     return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
 
 
 def apply_rotary(x, cos, sin):
-    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), T last used."""
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), last T used."""
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
     cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
@@ -64,12 +64,12 @@ class SelfAttention(nn.Module):
     def forward(self, x, first_values, mask, cos, sin):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        first_values = v if first_values is None else first_values  # (B, H, T, D), None in the first block itself
+        first_values = v if first_values is None else first_values  # (B, H, T, D); None in the first block
         v = self.value_lambdas[0] * first_values + self.value_lambdas[1] * v
         q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; in fp32 like its gains
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # scores now depend on distances alone
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -98,15 +98,15 @@ class ShortConv(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.conv = nn.Conv1d(config.n_embd, config.n_embd, kernel_size=4, groups=config.n_embd, bias=False)
-        nn.init.zeros_(self.conv.weight)  # (C, 1, 4): four weights a channel, the last one of the character itself
-        nn.init.ones_(self.conv.weight[..., -1])  # at the start, each character by itself
+        nn.init.zeros_(self.conv.weight)  # (C, 1, 4): four weights a channel, the last for the character itself
+        nn.init.ones_(self.conv.weight[..., -1])  # at the start, the output equals the input
         self.cache = Cache(window=config.block_size + 3, dim=1)
 
     def forward(self, x):
         T = x.shape[1]
-        (x,) = self.cache(x)  # (B, T, C), but while generating with the cached characters too
+        (x,) = self.cache(x)  # (B, S, C): S = T, but while generating S counts the cached characters too
         x = F.pad(x, (0, 0, 3, 0))[:, -(T + 3) :]  # (B, 3 + T, C), zeros before the first character
-        return self.conv(x.mT).mT  # (B, T, C) by way of (B, C, T), which Conv1d wants
+        return self.conv(x.mT).mT  # Conv1d takes (B, C, T); back to (B, T, C)
 
 
 class Block(nn.Module):
@@ -129,7 +129,7 @@ class Block(nn.Module):
 
 
 def newton_schulz(x):
-    """Matrices x (N, R, C) with singular values of 0.68 to 1.20 and the same singular vectors (Jordan et al., 2024).
+    """Matrices x (N, R, C) -> the same singular vectors, singular values of 0.68 to 1.20 (Jordan et al., 2024).
 
     Each iteration applies a s + b s^3 + c s^5 to every singular value s; those below 1/500 of x's norm stay smaller.
     """
@@ -145,7 +145,7 @@ def newton_schulz(x):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised. All matrices of a group have one shape, and each may be `stacked` ones."""
+    """Orthogonalised momentum. All matrices of a group have one shape; each may be a stack of `stacked` matrices."""
 
     def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
@@ -182,7 +182,7 @@ class LanguageModel(nn.Module):
         angles = rotary_angles(config.block_size, config.n_embd // config.n_head)
         self.register_buffer("rotary", torch.stack([angles.cos(), angles.sin()]), persistent=False)  # (2, T, D / 2)
         self.init_weights(config)
-        self.register_buffer("updates", torch.tensor(0.0))  # how many the averages have seen
+        self.register_buffer("updates", torch.tensor(0.0))  # how many updates the averages include
         for number, parameter in enumerate(self.parameters()):
             self.register_buffer(f"average_{number}", parameter.detach().clone())
 
@@ -192,7 +192,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def after_update(self):
-        """Called by the training loop. The weights of the k-th update count in proportion to k to the ninth power."""
+        """Called by the training loop. The weights of the k-th update count in proportion to about k ** 9."""
         self.updates += 1
         for parameter, average in self.averages():
             average.lerp_(parameter, (10 / (self.updates + 9)).clamp(max=1))
@@ -210,7 +210,7 @@ class LanguageModel(nn.Module):
             if isinstance(module, nn.Linear):
                 is_output = name.endswith(("proj", "down"))  # of a sub-layer, added to the residual stream
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # the scale at which the residual stream starts
 
     def optimizers(self, config):
         """Muon for the blocks' matrices, AdamW for all other weights."""

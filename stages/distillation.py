@@ -1,14 +1,14 @@
 """Beside rung 15, distillation: a loss against a trained model's probabilities as well as against the text.
 
-What is new: the loss. Half of it is the text's, as before: the character that came next. The other half is against the
-probabilities that trained models, the teachers, give to every character that could have come (Hinton et al., 2015). The
-text says that a "d" followed; a teacher also says how likely an "s" was. A model of the teacher's own size reaches a
-lower loss than the teacher (Furlanello et al., 2018), and can train for more epochs before it overfits. Teachers are
-trained first, on the train split alone: modern.py with the same settings and seed, unless --teachers names others.
-Their training time comes on top.
+What is new: the loss. Half of it is against the text, as before: the character that came next. The other half is
+against the probabilities that trained models, the teachers, give to every character (Hinton et al., 2015). The text
+says that a "d" followed; a teacher also says how likely an "s" was. A model of the teacher's own size reaches a lower
+loss than the teacher (Furlanello et al., 2018), and can train for more epochs before it overfits. The teachers are
+trained first, on the train split only; without --teachers, the teacher is modern.py with the same settings and seed.
+Training the teachers takes extra time.
 
-In the curve: lower by 0.015 at the end of the laptop preset, which trains for one epoch (two seeds). It is made for
-more: --preset epochs trains for four.
+In the curve: lower by 0.015 at the end of the laptop preset, which trains for one epoch (two seeds). Distillation is
+made for more epochs: --preset epochs trains for four.
 """
 
 from dataclasses import dataclass
@@ -31,19 +31,19 @@ AFTER = "stages.modern"
 
 @dataclass(frozen=True)
 class Config(ScaledConfig):
-    teachers: tuple[Path, ...] = ()  # checkpoints of models to learn from; none is modern's of the same settings
-    teacher_share: float = 0.5  # of the loss, against the teachers' probabilities; the rest is against the text
+    teachers: tuple[Path, ...] = ()  # checkpoints to learn from; by default modern.py's with the same settings and seed
+    teacher_share: float = 0.5  # share of the loss against the teachers' probabilities; the rest is against the text
     laptop_learning_rate = 1e-2  # the best of three on held-out text, from swiglu on
     small_for_minutes = True  # rung 8's size learns little in a few minutes
 
 
 def rotary_angles(block_size, d):
-    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    """Angles (T, D / 2) in radians: position t rotates pair i by t times i's frequency, from 1 towards 1 / 10,000."""
     return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
 
 
 def apply_rotary(x, cos, sin):
-    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), T last used."""
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), last T used."""
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
     cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
@@ -66,12 +66,12 @@ class SelfAttention(nn.Module):
     def forward(self, x, first_values, mask, cos, sin):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        first_values = v if first_values is None else first_values  # (B, H, T, D), None in the first block itself
+        first_values = v if first_values is None else first_values  # (B, H, T, D); None in the first block
         v = self.value_lambdas[0] * first_values + self.value_lambdas[1] * v
         q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; in fp32 like its gains
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # scores now depend on distances alone
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -79,7 +79,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -100,15 +100,15 @@ class ShortConv(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.conv = nn.Conv1d(config.n_embd, config.n_embd, kernel_size=4, groups=config.n_embd, bias=False)
-        nn.init.zeros_(self.conv.weight)  # (C, 1, 4): four weights a channel, the last one of the character itself
-        nn.init.ones_(self.conv.weight[..., -1])  # at the start, each character by itself
+        nn.init.zeros_(self.conv.weight)  # (C, 1, 4): four weights a channel, the last for the character itself
+        nn.init.ones_(self.conv.weight[..., -1])  # at the start, the output equals the input
         self.cache = Cache(window=config.block_size + 3, dim=1)
 
     def forward(self, x):
         T = x.shape[1]
-        (x,) = self.cache(x)  # (B, T, C), but while generating with the cached characters too
+        (x,) = self.cache(x)  # (B, S, C): S = T, but while generating S counts the cached characters too
         x = F.pad(x, (0, 0, 3, 0))[:, -(T + 3) :]  # (B, 3 + T, C), zeros before the first character
-        return self.conv(x.mT).mT  # (B, T, C) by way of (B, C, T), which Conv1d wants
+        return self.conv(x.mT).mT  # Conv1d takes (B, C, T); back to (B, T, C)
 
 
 class Block(nn.Module):
@@ -131,7 +131,7 @@ class Block(nn.Module):
 
 
 def newton_schulz(x):
-    """Matrices x (N, R, C) with singular values of 0.68 to 1.20 and the same singular vectors (Jordan et al., 2024).
+    """Matrices x (N, R, C) -> the same singular vectors, singular values of 0.68 to 1.20 (Jordan et al., 2024).
 
     Each iteration applies a s + b s^3 + c s^5 to every singular value s; those below 1/500 of x's norm stay smaller.
     """
@@ -147,7 +147,7 @@ def newton_schulz(x):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised. All matrices of a group have one shape, and each may be `stacked` ones."""
+    """Orthogonalised momentum. All matrices of a group have one shape; each may be a stack of `stacked` matrices."""
 
     def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
@@ -190,17 +190,18 @@ class LanguageModel(nn.Module):
             if isinstance(module, nn.Linear):
                 is_output = name.endswith(("proj", "down"))  # of a sub-layer, added to the residual stream
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # the scale at which the residual stream starts
 
     def prepare(self, config, corpus):
-        """Called before training. In a plain list: the teachers are no part of the model, nor of its checkpoint."""
+        """Called before training. A plain list keeps the teachers out of the model's parameters and checkpoint."""
         self.teachers = load_teachers(LanguageModel, config.teachers, config, corpus)
         self.teacher_share = config.teacher_share
 
     def loss(self, logits, targets, idx):
-        """What training minimises: logits (B, T, V); targets, idx int64 (B, T) -> a scalar, in nats per character."""
+        """The loss that training minimises: logits (B, T, V); targets, idx int64 (B, T) -> a scalar, in nats per
+        character."""
         number = torch.randint(len(self.teachers), (), device=idx.device)
-        with torch.no_grad():  # one teacher, drawn at random: on average that is their mean, for the cost of one
+        with torch.no_grad():  # one teacher, drawn at random: on average this equals their mean, at the cost of one
             expected = self.teachers[number](idx).float().softmax(dim=-1)  # (B, T, V)
         logits = rearrange(logits.float(), "batch time v -> (batch time) v")
         from_text = F.cross_entropy(logits, rearrange(targets, "batch time -> (batch time)"))

@@ -1,8 +1,8 @@
 """Rung 4, feed-forward: a block: attention, then a 4x feed-forward.
 
 What is new: attention moves information between positions; then a small network, with four times as many channels
-inside, works on each position alone: communication followed by computation. Both make a block. Blocks can be stacked,
-but here there is one: with `--n-layer 3` the loss gets worse, not better, and the next rung shows what is missing.
+inside, works on each position separately: communication, then computation. The two form a block. Blocks can be stacked,
+but there is only one here: with `--n-layer 3` the loss gets worse, not better, and the next rung shows what is missing.
 
 In the curve: a step about half as large as that of several heads.
 """
@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
     def forward(self, x, mask):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, T), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -77,7 +77,7 @@ class LanguageModel(nn.Module):
     def __init__(self, vocab_size, config):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone ignores order
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.lm_head = nn.Linear(config.n_embd, vocab_size)
         causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)

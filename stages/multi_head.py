@@ -1,9 +1,9 @@
 """Rung 3, multi-head attention: several heads, output projection.
 
-What is new: the channels are split among four heads, each with attention weights of its own, so that one may follow the
-last vowel while another looks for the start of the line. An output projection then mixes what they found.
+What is new: the channels are split among four heads, each with attention weights of its own. So one head may attend to
+the last vowel and another to the start of the line. An output projection then mixes the heads' outputs.
 
-In the curve: one of the two largest steps among the small rungs, for the price of one small matrix.
+In the curve: one of the two largest steps among the small rungs, for one more small matrix.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class SelfAttention(nn.Module):
     def forward(self, x, mask):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, T), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -46,7 +46,7 @@ class LanguageModel(nn.Module):
     def __init__(self, vocab_size, config):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone ignores order
         self.attention = SelfAttention(config)
         self.lm_head = nn.Linear(config.n_embd, vocab_size)
         causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)

@@ -1,8 +1,8 @@
 """Rung 6, post-norm: LayerNorm after each addition.
 
 What is new: a LayerNorm (Ba et al., 2016) after each addition brings every position's vector to mean 0 and variance 1,
-with a gain and a bias for each channel. So the residual stream does not grow with depth. This is the original
-Transformer's place for it (Vaswani et al., 2017).
+with a gain and a bias for each channel. So the residual stream does not grow with depth. The original Transformer has
+its LayerNorms there (Vaswani et al., 2017).
 
 In the curve: hardly lower at three blocks; the seeds differ less from each other.
 """
@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
     def forward(self, x, mask):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, T), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -79,7 +79,7 @@ class LanguageModel(nn.Module):
     def __init__(self, vocab_size, config):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone ignores order
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.lm_head = nn.Linear(config.n_embd, vocab_size)
         causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)

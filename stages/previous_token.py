@@ -1,13 +1,13 @@
 """Beside rung 8, previous-token heads: heads that start by attending to the previous characters (initialisation alone).
 
-What is new: nothing but initial weights. Head h of each block starts with its query at the sinusoidal position h + 1
-characters back and its key at its own position, so that it attends there from the first step on:
+What is new: only the initial weights. In head h of each block, the query starts as the sinusoidal position h + 1
+characters back and the key as the character's own position, so the head attends there from the first step on:
 
     q[t] . k[s]  is proportional to  sum over i of cos((t - s - (h + 1)) w[i])
 
-for the D / 2 highest frequencies w[i]. Tokens start at zero in the D channels of these sinusoids. Without this, all
-heads start by attending to all positions alike, and the loss stays near the bigram's until one has found the previous
-character. Everything is learned from there; no weight is fixed.
+for the D / 2 highest frequencies w[i]. Tokens start at zero in the D channels of these sinusoids. In rung 8, all heads
+start by attending to all positions equally, and the loss stays near the bigram's until one has found the previous
+character. No weight is fixed; training changes them all.
 
 In the curve: at the laptop preset, 0.2 below rung 8 after a quarter of the steps and 0.1 at the end, about level with
 rotary positions. The gain becomes smaller with training.
@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -90,9 +90,9 @@ def sinusoids(block_size, n_embd):
 
 
 def add_previous_token_heads(qkv, n_head, n):
-    """Add to qkv (3C, C), in place, what makes head h of 0 to H - 1 attend to the position h + 1 back.
+    """Add to qkv (3C, C), in place, weights that make each head h = 0 ... H - 1 attend to the position h + 1 back.
 
-    Keys read the n first channels, the fastest n / 2 sinusoids; queries read the same, rotated back by h + 1 positions.
+    Keys copy the first n channels, the n / 2 fastest sinusoids; queries copy them too, rotated back by h + 1 positions.
     """
     queries, keys, _ = rearrange(qkv, "(qkv head d) c -> qkv head d c", qkv=3, head=n_head)  # (H, D, C) each
     frequencies = 10_000 ** (-torch.arange(0, n, 2) / qkv.shape[1])  # (n / 2,)
@@ -107,7 +107,7 @@ class LanguageModel(nn.Module):
     def __init__(self, vocab_size, config):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone ignores order
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd)
@@ -123,7 +123,7 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # the scale at which the residual stream starts
         self.position_embedding.weight.data.copy_(0.2 * sinusoids(config.block_size, config.n_embd))
         n = min(config.n_embd // config.n_head, config.n_embd // 2) // 2 * 2
         self.token_embedding.weight.data[:, :n] = 0  # these channels begin with the position alone

@@ -1,9 +1,9 @@
 """Rung 5, residual: skip connections, and with them depth.
 
-What is new: each sub-layer adds to its input in place of replacing it (He et al., 2015). The sum, the residual stream,
-passes gradients on unchanged, so the first block learns as soon as the last, and a block can begin by changing little.
-That makes depth useful: three blocks from here on. Without the skip connections the same three blocks do worse than
-one.
+What is new: each sub-layer adds its output to its input instead of replacing it (He et al., 2015). The sum, called the
+residual stream, passes gradients on unchanged, so the first block learns as early as the last, and a block can start by
+changing little. That makes depth useful: three blocks from here on. Without the skip connections, the same three blocks
+do worse than one.
 
 In the curve: nearly as large a step as that of several heads, and from here on the curves still fall at the end.
 """
@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
     def forward(self, x, mask):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, T), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -46,7 +46,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -78,7 +78,7 @@ class LanguageModel(nn.Module):
     def __init__(self, vocab_size, config):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone ignores order
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.lm_head = nn.Linear(config.n_embd, vocab_size)
         causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)

@@ -1,10 +1,11 @@
 """Rung 10, RMSNorm: RMSNorm in place of LayerNorm, and no biases.
 
 What is new: LayerNorm subtracts a vector's mean, divides by its standard deviation, then scales and shifts it. RMSNorm
-(Zhang & Sennrich, 2019) only divides by the root mean square, and scales. Without the shift, the biases of the linear
-layers go too, as in PaLM and LLaMA (Chowdhery et al., 2022; Touvron et al., 2023). The two are not taken apart here.
+(Zhang & Sennrich, 2019) only divides by the root mean square, and scales. The biases of the linear layers are removed
+with the shift, as in PaLM and LLaMA (Chowdhery et al., 2022; Touvron et al., 2023). The two changes are not measured
+separately.
 
-In the curve: no difference that two seeds show: the same loss from fewer parts.
+In the curve: two seeds show no difference: fewer parts, about the same loss.
 """
 
 import torch
@@ -29,12 +30,12 @@ class Config(ScaledConfig):
 
 
 def rotary_angles(block_size, d):
-    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    """Angles (T, D / 2) in radians: position t rotates pair i by t times i's frequency, from 1 towards 1 / 10,000."""
     return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
 
 
 def apply_rotary(x, cos, sin):
-    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), T last used."""
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), last T used."""
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
     cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
@@ -56,7 +57,7 @@ class SelfAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # scores now depend on distances alone
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -64,7 +65,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -114,7 +115,7 @@ class LanguageModel(nn.Module):
             if isinstance(module, nn.Linear):
                 is_output = name.endswith(("proj", "net.2"))  # of a sub-layer, added to the residual stream
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # the scale at which the residual stream starts
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""

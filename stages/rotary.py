@@ -1,12 +1,12 @@
 """Rung 9, rotary: rotary positions in place of the position table.
 
-What is new: positions are no longer added to the characters; they act on queries and keys (RoFormer: Su et al., 2021).
-The channels of a query or key are taken in pairs, and each pair is rotated by an angle that grows with the position, at
-a frequency of its own. The dot product of two rotated vectors depends on the difference of their angles alone: a score
-depends on how far back a character is, not on where it stands. What is learned at one position holds at every other,
-there is no table to learn, and a text can go on past the context without being computed anew.
+What is new: positions are no longer added to the characters; they rotate queries and keys (RoFormer: Su et al., 2021).
+The channels of a query or key form pairs, and each pair is rotated by an angle that grows with the position, each at
+its own frequency. The dot product of two rotated vectors depends only on the difference of their angles: a score
+depends on how far back a character is, not on its position. So what is learned at one position holds at all others,
+there is no table to learn, and a text can continue past the context without recomputing.
 
-In the curve: the loss leaves the bigram's much earlier, since the previous character is easier to find.
+In the curve: the loss falls below the bigram's much earlier, because the previous character is easier to find.
 """
 
 import torch
@@ -35,12 +35,12 @@ class Config(ScaledConfig):
 
 
 def rotary_angles(block_size, d):
-    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    """Angles (T, D / 2) in radians: position t rotates pair i by t times i's frequency, from 1 towards 1 / 10,000."""
     return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
 
 
 def apply_rotary(x, cos, sin):
-    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), T last used."""
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), last T used."""
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
     cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # scores now depend on distances alone
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -122,7 +122,7 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # the scale at which the residual stream starts
 
     def forward(self, idx):
         """idx: int64 (B, T), T <= block_size -> logits (B, T, V)."""

@@ -1,9 +1,9 @@
 """Rung 2, self-attention: one head of causal self-attention, learned positions.
 
 What is new: each character and each position gets a vector, in place of the table's row, and one head of causal
-self-attention (Vaswani et al., 2017). Each position has a query, a key and a value; the dot product of its query with
-a key says how much of that key's value it takes. A mask hides later positions: when a text is generated, they are not
-there yet.
+self-attention follows (Vaswani et al., 2017). Each position has a query, a key and a value; the dot product of its
+query with a key decides how much of that key's value it takes. A mask hides later positions, because they do not exist
+yet when a text is generated.
 
 In the curve: below the bigram, though not by much. One head can gather characters, but nothing computes on them yet.
 """
@@ -33,7 +33,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x, mask):
         q, k, v = rearrange(self.qkv(x), "batch time (qkv c) -> qkv batch time c", qkv=3)  # (B, T, C) each
-        # a dot product of C channels of variance 1 has variance C; scaled back to 1, so that softmax starts out soft
+        # a dot product of C channels of variance 1 has variance C; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, T, T)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, T, T), each row sums to 1
         return weights @ v  # (B, T, C)
@@ -43,7 +43,7 @@ class LanguageModel(nn.Module):
     def __init__(self, vocab_size, config):
         super().__init__()
         self.token_embedding = nn.Embedding(vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone knows no order
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)  # attention alone ignores order
         self.attention = SelfAttention(config)
         self.lm_head = nn.Linear(config.n_embd, vocab_size)
         causal_mask = torch.full((config.block_size, config.block_size), float("-inf")).triu(diagonal=1)

@@ -1,10 +1,10 @@
 """Rung 14, value residual: the first block's values mixed into every block's.
 
-What is new: the values that attention gathers are a mixture of the block's own and the first block's, with two learned
-weights a block (value residual: Zhou et al., 2024). The first block's values depend on their own character alone, so
-deeper blocks can attend to that character without all that the residual stream has added to it since.
+What is new: each block mixes its own values with those of the first block, with two learned weights (value residual:
+Zhou et al., 2024). The first block's values depend on their own character only. So deeper blocks can attend to that
+character itself, without what the residual stream has added to it since.
 
-In the curve: no difference that two seeds show at the laptop preset.
+In the curve: two seeds show no difference at the laptop preset.
 """
 
 import torch
@@ -27,12 +27,12 @@ class Config(ScaledConfig):
 
 
 def rotary_angles(block_size, d):
-    """By how much each position rotates each pair of d channels, (T, D / 2), in radians: 1 a position, then less."""
+    """Angles (T, D / 2) in radians: position t rotates pair i by t times i's frequency, from 1 towards 1 / 10,000."""
     return torch.arange(block_size)[:, None] * 10_000 ** (-torch.arange(0, d, 2) / d)
 
 
 def apply_rotary(x, cos, sin):
-    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), T last used."""
+    """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), last T used."""
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
     cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
@@ -55,12 +55,12 @@ class SelfAttention(nn.Module):
     def forward(self, x, first_values, mask, cos, sin):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        first_values = v if first_values is None else first_values  # (B, H, T, D), None in the first block itself
+        first_values = v if first_values is None else first_values  # (B, H, T, D); None in the first block
         v = self.value_lambdas[0] * first_values + self.value_lambdas[1] * v
         q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; in fp32 like its gains
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # scores now depend on distances alone
-        # a dot product of D channels of variance 1 has variance D; scaled back to 1, so that softmax starts out soft
+        # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
         weights = (scores + mask.to(scores.dtype)).softmax(dim=-1)  # (B, H, T, S), each row sums to 1
         x = rearrange(weights @ v, "batch head time d -> batch time (head d)")  # (B, T, C)
@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each position is transformed by itself: (B, T, C) -> (B, T, C)."""
+    """Each position is transformed separately: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -101,7 +101,7 @@ class Block(nn.Module):
 
 
 def newton_schulz(x):
-    """Matrices x (N, R, C) with singular values of 0.68 to 1.20 and the same singular vectors (Jordan et al., 2024).
+    """Matrices x (N, R, C) -> the same singular vectors, singular values of 0.68 to 1.20 (Jordan et al., 2024).
 
     Each iteration applies a s + b s^3 + c s^5 to every singular value s; those below 1/500 of x's norm stay smaller.
     """
@@ -117,7 +117,7 @@ def newton_schulz(x):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised. All matrices of a group have one shape, and each may be `stacked` ones."""
+    """Orthogonalised momentum. All matrices of a group have one shape; each may be a stack of `stacked` matrices."""
 
     def __init__(self, groups, lr=1e-3, weight_decay=0.0, momentum=0.95):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1})
@@ -160,7 +160,7 @@ class LanguageModel(nn.Module):
             if isinstance(module, nn.Linear):
                 is_output = name.endswith(("proj", "down"))  # of a sub-layer, added to the residual stream
                 nn.init.normal_(module.weight, std=0.02 / (2 * config.n_layer) ** 0.5 if is_output else 0.02)
-        nn.init.normal_(self.token_embedding.weight, std=0.1)  # of the residual stream, to begin with
+        nn.init.normal_(self.token_embedding.weight, std=0.1)  # the scale at which the residual stream starts
 
     def optimizers(self, config):
         """Muon for the blocks' matrices, AdamW for all other weights."""

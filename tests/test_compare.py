@@ -74,13 +74,13 @@ def test_the_ladder_rung_by_rung(log, command):
     ends = stats.ttest_1samp([-0.30, -0.29, -0.29], 0).confidence_interval(0.975)
     assert ends.high < 0
     assert said[2] == (
-        "2 comparisons: where nothing differs, the chance that at least one interval excludes zero by accident is "
-        "about 10%; at 97.5% each (Bonferroni), at most 5%, and 1 of 2 still do"
+        "2 comparisons: if nothing differs, at least one interval excludes zero by chance with a probability of "
+        "about 10%; with intervals of 97.5% (Bonferroni), at most 5%, and 1 of 2 still exclude zero"
     )
     assert said[3:] == [
         "left out 1 run that did not finish",
-        "of earlier code, as there are no runs of the present code: pre_norm",
-        "not compared, as their shared code differs: pre_norm with residual",
+        "runs of earlier code, because there are none of the present code: pre_norm",
+        "not compared, because their shared code differs: pre_norm with residual",
     ]
     said = command(compare, "--loss-csv", log(runs("residual", 2.0)))
     assert said == "nothing to compare: there are runs of residual alone\n"
@@ -117,13 +117,13 @@ def test_a_rung_before_and_after_a_change(column, log, command):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["residual"], "different rungs are compared; name two or more"),
+        (["residual"], "name two or more different rungs"),
         (["residual", "nope"], "there is no rung nope; the ladder has bigram"),
         (["residual", "post_norm"], "no finished runs of 'post_norm'; it has residual"),
         (["residual", "residual"], "not 'residual' and 'residual'"),
         (["residual", "residual@"], "residual@ names no commit; write residual@COMMIT"),
         (["residual", "pre_norm"], "not compared: their shared code differs: "),
-        (["residual", "bigram --holdout"], "held-out end"),
+        (["residual", "bigram --holdout"], "one ran with --holdout"),
         (["residual", "gpt", "--preset", "laptop"], "nothing to show"),
     ],
 )

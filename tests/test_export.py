@@ -141,7 +141,7 @@ def test_a_folder_that_holds_something_is_refused_unless_forced(exported, tmp_pa
     (tmp_path / "README.md").write_text("mine", encoding="utf-8")
     (tmp_path / "other.txt").write_text("mine", encoding="utf-8")
     before = content(tmp_path)
-    assert "holds something already" in command(export, checkpoint, "--out", tmp_path, fails=True)
+    assert "is not empty" in command(export, checkpoint, "--out", tmp_path, fails=True)
     assert content(tmp_path) == before
     command(export, checkpoint, "--out", tmp_path, "--force")
     assert content(tmp_path) == content(folder) | {"other.txt": b"mine"}

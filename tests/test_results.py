@@ -48,10 +48,10 @@ def test_two_seeds_of_new_code_and_three_of_old_are_not_five(log, column):
     for rows in ((old, new), (new, old)):
         shown = load_results(Selection(log(*rows)))
         assert shown.losses("residual").to_dict() == {3: 1.8, 4: 1.9}
-        assert shown.left_out == ["left out 3 runs of other code, be it their rung's or the shared"]
+        assert shown.left_out == ["left out 3 runs of other code, of the rung or shared"]
     shown = load_results(Selection(log(runs("residual", 3.0, **{column: "oldest"}), old)))
     assert len(shown.losses("residual")) == 3
-    assert shown.left_out[1:] == ["of earlier code, as there are no runs of the present code: residual"]
+    assert shown.left_out[1:] == ["runs of earlier code, because there are none of the present code: residual"]
 
 
 def test_presets_holdout_and_variants_are_kept_apart(log):
@@ -135,7 +135,7 @@ def test_the_table_by_hand(log, command):
     assert table["residual"][3:7] == ["2.20", f"-0.400 ({low:+.3f} to {high:+.3f}, n = 3)", "1", "-"]
     assert table["post_norm"][4] == ""
     notes = said.splitlines()[-3:]
-    assert "not compared, as their shared code differs: post_norm with residual" in notes
+    assert "not compared, because their shared code differs: post_norm with residual" in notes
     assert any(line.startswith("no FLOPs of residual: no alphabet gives it 1 parameters") for line in notes)
     scaled = log(runs("gpt --preset laptop", 2.0), runs("rotary --preset laptop", 1.9))
     table = cells(command(ladder_table, "--loss-csv", scaled, "--preset", "laptop"))

@@ -73,7 +73,7 @@ def test_the_page_by_hand(log, command):
     assert cells(ladder, "bigram")[1:] == ["**2.550** ± 0.071 (n = 2)", bits, "2.47", "", "4,225", "25 k", "1.28 M"]
     assert cells(ladder, "self_attention")[4] == ""  # of other code
     for note in (
-        "- Of earlier code, as there are no runs of the present code: self_attention.",
+        "- Runs of earlier code, because there are none of the present code: self_attention.",
         "- No runs yet: `multi",
     ):
         assert f"\n{note}" in ladder

@@ -246,7 +246,7 @@ def test_two_processes_do_not_train_one_run(tmp_path, text_file, capsys):
     statuses = []
     with at_step(6, lambda: statuses.append(stopped(tmp_path, text_file))):
         go(tmp_path, text_file)
-    assert statuses == [2] and "another process is training this very run" in capsys.readouterr().err
+    assert statuses == [2] and "another process is training this run already" in capsys.readouterr().err
     assert read_log(tmp_path / "log.csv")["run"].nunique() == 1
 
 

@@ -83,7 +83,7 @@ BAD = [
     ["--preset", "huge", "huge"],
     ["--stepz", "3", "Unrecognized options: --stepz, 3; --help lists the flags"],
     ["--threads", "0", "--threads is 0; it has to be auto, or 1 or more"],
-    ["--minutes", "1", "--resume", "--resume needs the steps"],
+    ["--minutes", "1", "--resume", "--resume needs the number of steps"],
     ["--corpus", "no/such/file.txt", "file.txt"],
     ["--corpus", "EMPTY", "is empty"],
     ["--block-size", "100000", "too short"],

@@ -1,4 +1,4 @@
-"""What every rung shares: settings, loop, device, evaluation, checkpoint, sampling. It knows no architecture."""
+"""What every rung shares: settings, loop, device, evaluation, checkpoint, sampling. No architecture is in here."""
 
 from training.config import TrainConfig
 from training.presets import ScaledConfig

@@ -1,4 +1,4 @@
-"""The beginning of a run of given minutes: planned roughly, then trained and timed, to settle the number of steps."""
+"""The start of a run with --minutes: planned roughly, then trained and timed, to decide the number of steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.throughput import Throughput
 
 
 def plan(corpus: Corpus, config: TrainConfig, throughput: Throughput, started: float) -> TrainConfig:
-    """The rough plan of a run of given minutes: rank 0's, on every rank."""
+    """The rough plan of a run with --minutes: made by rank 0, returned on every rank."""
     if ranks.rank() == 0:
         config = rough_plan(config, throughput, 60 * config.minutes - (time.perf_counter() - started), corpus)
     return ranks.broadcast(config)
@@ -36,7 +36,7 @@ def begin(
     script: Path,
     stop: Stop,
 ) -> TrainConfig:
-    """Train the beginning of the planned run, and settle its steps by the time that took: rank 0's, on every rank."""
+    """Train the start of the planned run, and decide its number of steps by that time, on rank 0 for all."""
     console.say_what_is_planned(planned)
     began, ended = time.perf_counter(), []  # when each step ended; the first is slower than all others
 
@@ -50,7 +50,7 @@ def begin(
         for evaluation in train(state, corpus, unevaluated, precision, steps(bar)):
             console.show_evaluation(evaluation, bar)
             evaluated = time.perf_counter()
-        bar.leave = False  # another goes on from here
+        bar.leave = False  # the bar of the whole run replaces it
     throughput = throughput.observed(ended, evaluated - began)
     left = 60 * planned.minutes - (time.perf_counter() - started)
     config = ranks.broadcast(settle(planned, throughput, left, state.step))

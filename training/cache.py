@@ -1,4 +1,4 @@
-"""The key-value cache: what a model need not compute again for each character that it generates."""
+"""The key-value cache, so that generation does not recompute earlier characters for each new one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Memory = dict["Cache", tuple[Tensor, ...] | None]
 
 
 class Cache(nn.Module):
-    """Returns the keys and values that it gets; inside `use_cache`, appended to those of all the calls before.
+    """Returns the given keys and values; inside `use_cache`, appended to those of all earlier calls.
 
-    In a causal model a later character changes nothing about an earlier one, so its keys and values stay right.
-    window: keep those of so many characters. This is for models to which only the distance between characters matters;
-    to others, what is kept becomes wrong when the window moves. dim: the dimension of time; besides keys and values,
-    (B, H, T, D), anything else that belongs to a character may be kept.
+    In a causal model, later characters do not change the keys and values of earlier ones, so these stay valid. window:
+    keep this many characters. It is only for models that use the distances between characters, not their positions; for
+    others, the kept values become wrong when the window moves. dim: the dimension of time; a cache may keep other
+    tensors per character than keys and values (B, H, T, D).
     """
 
     def __init__(self, window: int | None = None, dim: int = 2):
@@ -29,7 +29,7 @@ class Cache(nn.Module):
 
     @property
     def length(self) -> int:
-        """The characters that are kept."""
+        """How many characters are kept."""
         return 0 if self.kept is None else self.kept[0].shape[self.dim]
 
     def forward(self, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -51,9 +51,9 @@ def caches(model: nn.Module) -> list[Cache]:
 
 @contextlib.contextmanager
 def use_cache(model: nn.Module, memory: Memory) -> Iterator[None]:
-    """While inside, `model` continues the text whose keys and values `memory` holds, and adds to them; {} is none.
+    """Inside, `model` continues the text whose keys and values are in `memory`, and adds to them; {} is a new text.
 
-    Outside, the model is as it was: any number of texts may be generated in turn, each with a memory of its own.
+    Afterwards the model is as before: several texts may be generated in turn, each with its own memory.
     """
     try:
         for cache in caches(model):

@@ -1,4 +1,4 @@
-"""A run on disk: tensors and plain values, nothing that is executed when it is loaded."""
+"""A run on disk: tensors and plain values. Loading it executes no code."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ METADATA |= {"alphabet": str, "threads": int, "processor": str}
 
 
 def checkpoint_path(rung: str, config: TrainConfig, sha256: str, *, finished: bool = True) -> Path:
-    """Where a run saves its model. Until it has finished, it is under another name, beside that of an earlier run."""
+    """Where a run saves its model. An unfinished run has another file name, so it does not replace a finished one."""
     ending = "pt" if finished else "partial.pt"
     return config.runs_dir / f"{rung}-seed{config.seed}-{sha256[:6]}-{config_hash(config)}.{ending}"
 
 
 def check_folder(folder: Path) -> None:
-    """Make `folder`, where it is not there yet. Raises UserError where a checkpoint could not be written to it."""
+    """Make `folder` if needed. Raises UserError if a checkpoint could not be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -39,10 +39,10 @@ def check_folder(folder: Path) -> None:
 
 
 def save_checkpoint(path: Path, state: State, config: TrainConfig, metadata: dict) -> None:
-    """Write all that it takes to go on from `state`, with `config` and `metadata` (plain values), whole or not at all.
+    """Write all that is needed to go on from `state`, with `config` and `metadata` (plain values), atomically.
 
-    After the last step the optimizers, half of the file or more, are left out. Raises UserError where the file cannot
-    be written; the one before it is then still in its place.
+    After the last step, the optimizers are left out; they would be half of the file or more. Raises UserError if the
+    file cannot be written; the earlier file is then still there.
     """
     content = {
         "weights": state.model.state_dict(),
@@ -64,14 +64,14 @@ def save_checkpoint(path: Path, state: State, config: TrainConfig, metadata: dic
 
 
 def as_saved(value):
-    """A setting as checkpoints have it: paths, alone or in a tuple, as text."""
+    """A setting as it is saved: paths, alone or in a tuple, become text."""
     if isinstance(value, tuple):
         return [as_saved(part) for part in value]
     return str(value) if isinstance(value, Path) else value
 
 
 def load_checkpoint(path: Path) -> dict:
-    """What `save_checkpoint` wrote, on the CPU. Raises UserError for a file that is missing or something else."""
+    """What `save_checkpoint` wrote, on the CPU. Raises UserError for a file that is missing or not a checkpoint."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def load_checkpoint(path: Path) -> dict:
 
 
 def _is_sound(content: object) -> bool:
-    """Whether all that `save_checkpoint` writes is there, of its type and in its range."""
+    """Whether everything that `save_checkpoint` writes is there, with the right type and range."""
     try:
         metadata, losses = content["metadata"], [Evaluation(**row) for row in content["evaluations"]]
         return (

@@ -21,7 +21,7 @@ from training import ranks
 from training.config import TrainConfig, all_flags
 from training.presets import Preset, ScaledConfig
 
-# as torch says it on Linux, on Windows and on MPS, in errors that have no type of their own
+# torch's words on Linux, Windows and MPS, in errors that have no type of their own
 OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|out of memory")
 
 
@@ -31,9 +31,9 @@ class _PresetFlag:
 
 
 def parse(config_type, description: str, args: Sequence[str] | None = None):
-    """A `config_type` from the command line. Raises UserError for what it cannot make sense of.
+    """A `config_type` from the command line. Raises UserError for words that it does not understand.
 
-    A type with presets is read in two steps, both by tyro: the preset, whose settings then are the defaults, and all.
+    A type with presets is parsed twice by tyro: first the preset, whose settings become the defaults, then all flags.
     """
     default = {}
     if issubclass(config_type, ScaledConfig):
@@ -59,23 +59,23 @@ def as_typed(script: Path, config: TrainConfig) -> str:
     """The command line that starts `script` with `config`, from the folder that the user is in."""
     try:
         path = script.relative_to(Path.cwd())
-    except (ValueError, FileNotFoundError):  # that is elsewhere, or gone
+    except (ValueError, FileNotFoundError):  # the script is not below it, or the folder is gone
         path = script
     start = ["torchrun", f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"] if ranks.launched() else ["python"]
     return (subprocess.list2cmdline if os.name == "nt" else shlex.join)([*start, str(path), *all_flags(config)])
 
 
 def _one_line(box: str) -> str:
-    """tyro draws its errors as a box: what is wrong, a rule, help. One line says the first and where the help is."""
+    """tyro's errors are a box: what is wrong, a rule, help. Return the first part, and name --help, in one line."""
     rows = [row.strip("│| ") for row in box.splitlines()[1:-1]]
     is_rule = [bool(row) and not row.strip("─-") for row in rows]
-    start = int(any(is_rule[:1]))  # of ASCII, where there is nothing else to draw with, the first row is the title's
+    start = int(any(is_rule[:1]))  # in an ASCII box the first row belongs to the title
     end = next((i for i in range(start, len(rows)) if is_rule[i]), None)
     return " ".join(rows[start:end]) + "; --help lists the flags"
 
 
 class _Unbreakable:
-    """A text stream whose reader may go away: a closed terminal, or the other end of a pipe, must not end a run."""
+    """A text stream that ignores a closed terminal or pipe, so that these do not end a run."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -95,7 +95,7 @@ class _Unbreakable:
 
 @contextlib.contextmanager
 def unbreakable_output():
-    """While inside, nothing that is printed can fail."""
+    """Inside, printing cannot fail."""
     with contextlib.redirect_stdout(_Unbreakable(sys.stdout)), contextlib.redirect_stderr(_Unbreakable(sys.stderr)):
         yield
 
@@ -104,28 +104,28 @@ def unbreakable_output():
 def errors_in_one_line():
     """A UserError ends the process with one line and status 2; Ctrl-C with one line and status 130.
 
-    A reader that has gone, as in `compare.py | head -1`, ends it without a word.
+    A closed pipe, as in `compare.py | head -1`, ends it silently.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by >&-
             setattr(sys, name, io.StringIO())
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a console that lacks a character shows a mark in its place
+            stream.reconfigure(errors="replace")  # a console without a character shows a mark instead
     try:
         yield
-        sys.stdout.flush()  # here, and not after the last line of all, where a reader that has gone is an error
+        sys.stdout.flush()  # here, because at the exit of Python a closed pipe would be an error
     except UserError as error:
         speaker = f"error of process {ranks.rank()}" if ranks.world_size() > 1 else "error"
         print(f"{speaker}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python flushes it once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # because Python flushes it once more at exit
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("\nstopped; what was logged up to here stays", file=sys.stderr)
+        print("\nstopped; the rows logged so far are kept", file=sys.stderr)
         raise SystemExit(130) from None
-    except (MemoryError, RuntimeError) as error:  # torch's own errors of memory are RuntimeErrors
+    except (MemoryError, RuntimeError) as error:  # some of torch's memory errors are RuntimeErrors
         if ranks.rank() > 0 and "gloo" in str(error):  # rank 0 has said what is wrong
             raise SystemExit(2) from None
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not OUT_OF_MEMORY.search(str(error)):

@@ -14,13 +14,13 @@ from data import LOSS_CSV, UserError
 
 RUNS_DIR = Path(__file__).resolve().parent.parent / "runs"
 
-# Settings that do not shape the result, or that have a column of their own in the log. All others make up its `config`.
+# Settings that do not change the result, or have their own column in the log. `config_hash` covers all others.
 NOT_HASHED = frozenset(
     {"seed", "minutes", "preset", "eval_interval", "device", "threads", "precision", "corpus", "loss_csv"}
     | {"runs_dir", "resume", "skip_device_check", "prompt", "sample_length", "temperature", "top_k"}
 )
 
-# What the project's own settings have to be. A rung's own fields are the rung's to check.
+# The allowed values of the project's settings. A rung checks the fields that it adds.
 RULES = {
     "1 or more": {"steps", "batch_size", "block_size", "eval_interval", "n_embd", "n_head", "n_layer"},
     "0 or more": {"seed", "warmup_steps", "sample_length", "top_k"},
@@ -41,29 +41,29 @@ HOLDS = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings that every rung has. Raises UserError for a value that cannot be."""
+    """Settings that every rung has. Raises UserError for a value that is not allowed."""
 
     holdout: bool = False  # validate on the last tenth of the train split, train on the rest: to choose settings
     steps: int = 5000  # updates of the weights
-    minutes: float = 0.0  # take as many steps as fit into so many minutes, whatever --steps says; 0 is off
+    minutes: float = 0.0  # train for this many minutes, instead of --steps; 0 is off
     seed: int = 0  # of the initial weights, the batches and the sample
     batch_size: int = 32  # sequences in a batch
     block_size: int = 8  # characters of context
-    learning_rate: float = 1e-3  # the highest of the schedule
-    weight_decay: float = 0.0  # of the linear layers' weights; small models never get to overfit
+    learning_rate: float = 3e-3  # the highest value of the schedule
+    weight_decay: float = 0.0  # of the linear layers' weights; 0, as the small rungs do not overfit
     beta2: float = 0.999  # AdamW's decay rate of the mean squared gradient
-    warmup_steps: int = 0  # steps over which the learning rate rises from zero, a tenth of all at most
-    schedule: Literal["constant", "linear"] = "constant"  # of the learning rate after them; linear ends at zero
+    warmup_steps: int = 0  # steps in which the learning rate rises from zero; at most a tenth of all steps
+    schedule: Literal["constant", "linear"] = "constant"  # of the learning rate after the warm-up; linear falls to zero
     sampling: Literal["random", "epoch"] = "random"  # windows drawn at random, or each once an epoch, shuffled
     eval_interval: int = 500  # steps from one evaluation to the next
-    device: str = "auto"  # cpu, cuda or mps; auto takes the best that is there
-    threads: int | Literal["auto"] = "auto"  # of the CPU; auto takes the fastest number; last digits depend on it
+    device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
+    threads: int | Literal["auto"] = "auto"  # of the CPU; auto takes the fastest number; it changes the last digits
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the matmuls; auto takes the faster one
     corpus: str = "auto"  # a UTF-8 text file; auto is Tiny Shakespeare, pydoc the offline text
     loss_csv: Path = LOSS_CSV  # the log that each evaluation is appended to
     runs_dir: Path = RUNS_DIR  # where the checkpoint is saved, at every evaluation
-    resume: bool = False  # go on with the run of these settings that was stopped
-    skip_device_check: bool = False  # train on a device whose results differ from the CPU's
+    resume: bool = False  # go on with the stopped run that has these settings
+    skip_device_check: bool = False  # train even if the device's results differ from the CPU's
     prompt: str = ""  # text that the sample at the end continues; empty is a line break
     sample_length: int = 400  # characters to sample at the end
     temperature: float = 1.0  # of the sample: divides the logits; 0 takes the likeliest character
@@ -72,7 +72,7 @@ class TrainConfig:
     def __post_init__(self):
         check_ranges(self)
         if self.minutes and self.resume:
-            raise UserError("--resume needs the steps that the run was given: name them with --steps, not --minutes")
+            raise UserError("--resume needs the number of steps of the stopped run: use --steps instead of --minutes")
         n_embd, n_head = getattr(self, "n_embd", 0), getattr(self, "n_head", 1)
         if n_embd % n_head:
             raise UserError(
@@ -81,7 +81,7 @@ class TrainConfig:
 
     @classmethod
     def from_preset(cls, preset: str | None):
-        """The settings before any flag is typed: the rung's own, or those that `preset` puts in their place."""
+        """The settings without any flag: the rung's own, or those of `preset`."""
         return cls()
 
 
@@ -101,26 +101,26 @@ def settings(config: TrainConfig) -> dict:
 
 
 def _plain(value):
-    """A checkpoint as its rung, corpus and settings, so that runs that learn from seeds 0 and 1 count as equal."""
+    """A path without its folder and seed: runs that learn from checkpoints of seeds 0 and 1 count as equal."""
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
     return re.sub(r"-seed\d+", "", value.stem) if isinstance(value, Path) else value
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Eight hex digits that are equal where two runs of a rung have the same `settings`."""
+    """Eight hex digits, equal if two runs of a rung have the same `settings`."""
     return hashlib.sha256(json.dumps(settings(config), sort_keys=True).encode("utf-8")).hexdigest()[:8]
 
 
 def changed_flags(config: TrainConfig) -> str:
-    """The preset, and the settings that differ from it and shape the result, as they would be typed."""
+    """The preset and the settings that differ from it and shape the result, as typed flags."""
     start, plain = config.from_preset(getattr(config, "preset", None)), type(config)()
     preset = ["--preset", config.preset] if settings(start) != settings(plain) else []
     return " ".join(preset + _differing(settings(config), settings(start)))
 
 
 def all_flags(config: TrainConfig) -> list[str]:
-    """The preset, and every setting that differs from it, word for word as it would be typed."""
+    """The preset and every setting that differs from it, as typed words."""
     preset = getattr(config, "preset", None)
     chosen, start = vars(config) | {"preset": None}, vars(config.from_preset(preset)) | {"preset": None}
     return (["--preset", preset] if preset else []) + _differing(chosen, start)

@@ -1,4 +1,4 @@
-"""What the terminal is told of a run: its beginning, its progress, its end."""
+"""What a run prints: at its start, in training, at its end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.state import Evaluation, State
 from training.throughput import Throughput, epochs
 
 LONG = 120  # seconds; a run that takes longer says so before it starts
-OFF = 0.05  # of the minutes that were asked for; a run that is off by more says why
+OFF = 0.05  # share of --minutes; a run that is off by more says why
 
 
 def say_what_starts(script: Path, corpus: Corpus, config: TrainConfig, parameters: int, precision: str) -> None:
@@ -33,10 +33,10 @@ def say_what_starts(script: Path, corpus: Corpus, config: TrainConfig, parameter
 
 
 def say_what_is_planned(plan: TrainConfig) -> None:
-    """Before the beginning of a run of given minutes."""
+    """Before the timed start of a run with --minutes."""
     print(
         f"about {plan.steps:,} steps of {plan.batch_size} x {plan.block_size} characters; "
-        "the first are timed, to settle how many; before them, the untrained loss",
+        "the first are timed, to decide the number; before them, the untrained loss",
         flush=True,
     )
 
@@ -67,15 +67,15 @@ def say_how_long(config: TrainConfig, state: State, throughput: Throughput) -> N
 
 
 def progress_bar(rung: str, done: int, steps: int) -> tqdm:
-    # in a file or a pipe, where nobody watches, a line every few seconds is enough
-    # and the rate is that of the whole run, since the evaluations to come take their time too
+    # in a file or a pipe, a line every few seconds is enough
+    # the rate is that of the whole run, because the evaluations to come take time too
     pause = 0.1 if sys.stderr.isatty() else 5
     return tqdm(total=steps, initial=done, desc=rung, unit="step", mininterval=pause, smoothing=0)
 
 
 def show_evaluation(evaluation: Evaluation, bar: tqdm) -> None:
     if evaluation.step == 0:
-        bar.reset()  # its clock starts with the first step
+        bar.reset()  # so that its clock starts with the first step
     bar.write(f"step {evaluation.step:>6,}  train {evaluation.train_loss:.4f}  val {evaluation.val_loss:.4f}")
     sys.stdout.flush()  # for those who read it through a pipe
 
@@ -87,7 +87,7 @@ def say_how_to_go_on(script: Path, config: TrainConfig, state: State, record: Re
 
 
 def report(sample: str, config: TrainConfig, state: State, record: Record, seconds: float) -> None:
-    """The sample, the loss, and where both are kept. seconds: that the command took, to compare with --minutes."""
+    """The sample, the loss, the log and the checkpoint. seconds: the command's, to compare with --minutes."""
     first, last = state.evaluations[0], state.evaluations[-1]
     print(f"\n{sample}\n")
     print(f"validation loss {last.val_loss:.4f} after {last.seconds:.1f} s of training")
@@ -103,7 +103,7 @@ def report(sample: str, config: TrainConfig, state: State, record: Record, secon
         raise record.unsaved
     print(f"model saved as {record.path(finished=True)}")
     off, step = 60 * config.minutes - seconds, last.seconds / config.steps
-    if config.minutes and abs(off) > max(OFF * 60 * config.minutes, 2 * step):  # as close as whole steps come
+    if config.minutes and abs(off) > max(OFF * 60 * config.minutes, 2 * step):  # whole steps come no closer
         change = "faster" if off > 0 else "slower"
         print(
             f"this took {seconds / 60:.2f} minutes, not {config.minutes:g}: the machine was {change} than while its "
@@ -112,7 +112,7 @@ def report(sample: str, config: TrainConfig, state: State, record: Record, secon
 
 
 def _say_that_it_overfits(config: TrainConfig, lowest: Evaluation) -> None:
-    """With the flags that this rung has, and that this run was given."""
+    """Name only flags that this rung has and this run used."""
     shorter = "--minutes" if config.minutes else "--steps"
     dropout = f", or more --dropout than {config.dropout:g}" if hasattr(config, "dropout") else ""
     print(

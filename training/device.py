@@ -1,7 +1,7 @@
-"""Which device a run uses, in which precision its matmuls are there, and how much it does at a time.
+"""Which device a run uses, in which precision, and how many sequences at a time.
 
-Apple's MPS has its own rules. None of them fails loudly when it is broken, so they are all listed here, with the reason
-(numbers are of issues of pytorch/pytorch) and the place that keeps them; `tests/test_mps_rules.py` holds them.
+Apple's MPS has its own rules. Breaking one gives no error, only wrong results, so all are listed here, each with its
+reason (the numbers are issues of pytorch/pytorch) and the code that follows it; `tests/test_mps_rules.py` tests them.
 
 1. fp32 unless bf16 is asked for, and never fp16 with a scaled gradient: that has trained to nan (142397, 184286).
    `choose_precision`
@@ -29,7 +29,7 @@ from data import UserError
 from training import ranks
 from training.memory import keep_freed_memory
 
-TINY = 1_000_000  # parameters; below it a step is bound by the overhead of calls, which autocast only adds to
+TINY = 1_000_000  # parameters; below it, most of a step is the overhead of calls, and autocast adds to it
 
 CPU_TOKENS_AT_ONCE = 2048  # of a training step; fewer brought no more speed
 
@@ -39,9 +39,9 @@ COMPILE_PAYS_AFTER = 180  # seconds of a run on CUDA; the compiler takes about a
 def choose_device(name: str) -> torch.device:
     """The device of `--device`; "auto" is the first there is of cuda, mps, cpu. Raises UserError.
 
-    Under torchrun each process gets a GPU of its own. To be called before anything is computed: from here on the CPU
-    takes denormal numbers, those below 1e-38, as zero. With them it is many times slower, and threads follow only if
-    they start later.
+    Under torchrun each process gets its own GPU. Call it before anything is computed: from then on the CPU treats
+    denormal numbers (below 1e-38) as zero, because they make it many times slower. This holds only for threads that
+    start later.
     """
     torch.set_flush_denormal(True)
     keep_freed_memory()
@@ -59,14 +59,14 @@ def choose_device(name: str) -> torch.device:
     if kind not in there:
         raise UserError(f"--device {name} is not known; use {choices}, or leave it out")
     if not there[kind]:
-        raise UserError(f"--device {name} is not there on this machine; use {choices}, or leave it out")
+        raise UserError(f"--device {name} is not available on this machine; use {choices}, or leave it out")
     if colon and not (index.isdecimal() and int(index) < (torch.cuda.device_count() if kind == "cuda" else 1)):
         raise UserError(f"--device {name}: there is no {kind} device of that number; use --device {kind}")
     return torch.device(name)
 
 
 def choose_precision(name: str, device: torch.device, n_parameters: int) -> str:
-    """ "fp32" or "bf16" for `--precision`; "auto" is bf16 for large models where the device has it natively.
+    """ "fp32" or "bf16" for `--precision`; "auto" is bf16 for large models if the device has it natively.
 
     A processor without bf16 instructions emulates them, several times slower than fp32.
     """
@@ -80,14 +80,14 @@ def choose_precision(name: str, device: torch.device, n_parameters: int) -> str:
 
 
 def native_bf16() -> str:
-    """How this machine's processor multiplies bf16: "amx", "avx512" or "arm"; empty where it has no instructions."""
+    """How this machine's processor multiplies bf16: "amx", "avx512" or "arm"; empty if it has no instructions."""
     features = torch.cpu.get_capabilities()
     names = {"amx_bf16": "amx", "avx512_bf16": "avx512", "bf16": "arm"}
     return next((name for feature, name in names.items() if features.get(feature)), "")
 
 
 def processor(device: torch.device) -> str:
-    """What the log names as the processor: its model, and how it multiplies bf16, if it does."""
+    """The processor as the log names it: its model, and how it multiplies bf16."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = " ".join(str(torch.cpu.get_capabilities().get("cpu_name") or platform.machine()).split())
@@ -97,27 +97,27 @@ def processor(device: torch.device) -> str:
 def micro_batch(device: torch.device, block_size: int) -> int:
     """How many sequences of a batch to run forward and backward at a time; the gradients of the parts add up.
 
-    On a CPU few, so that memory does not grow with the batch. A GPU wants them all.
+    On a CPU a few, so that memory does not grow with the batch; on a GPU all.
     """
     return max(1, CPU_TOKENS_AT_ONCE // block_size) if device.type == "cpu" else 2**31
 
 
 def compile_pays(device: torch.device, seconds: float) -> bool:
-    """Whether `torch.compile` wins back its own start-up in a run that would take so many seconds without.
+    """Whether `torch.compile` saves more time than it takes, in a run of so many seconds without it.
 
     On a CPU the compiled step was no faster than eager; on MPS it has given wrong results silently. Compiling for CUDA
-    takes Triton, which torch does not bring on every system.
+    needs Triton, which torch does not include on every system.
     """
     return device.type == "cuda" and seconds > COMPILE_PAYS_AFTER and find_spec("triton") is not None
 
 
 def shapes_may_grow(device: torch.device) -> bool:
-    """Whether a model may generate with a cache, whose shapes grow with each character: MPS keeps memory for each."""
+    """Whether a model may generate with a cache: its shapes grow with each character, and MPS keeps memory for each."""
     return device.type != "mps"
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was asked to: without it a clock stops too early."""
+    """Wait until the device has finished its work, so that a clock does not stop too early."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -125,7 +125,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """What the terminal is told: "cpu (2 threads)", "cuda (NVIDIA H200)"."""
+    """The device as the terminal shows it: "cpu (2 threads)", "cuda (NVIDIA H200)"."""
     if device.type == "cpu":
         threads = torch.get_num_threads()
         return f"cpu ({threads} thread{'s' * (threads > 1)})"

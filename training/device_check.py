@@ -1,4 +1,4 @@
-"""A device against the CPU, before a run relies on it: backends have been wrong silently."""
+"""Compare a device with the CPU before a run uses it: backends have given wrong results without an error."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from training.update import autocast
 SEQUENCES = 2  # enough to tell them apart, few enough for a second's work
 NOISE = 0.1  # added to gains and biases
 
-# The share of the largest logit, or of a gradient's length, by which the device may differ from the CPU in fp32. Other
-# orders of summation make some 1e-6 to 1e-5; a wrong operator makes ten percent and more.
+# The allowed difference between the device and the CPU in fp32, as a share of the largest logit or of a gradient's
+# length. Other orders of summation give about 1e-6 to 1e-5, a wrong operator ten percent and more.
 TOLERANCE = 1e-3
 # Of the largest logit, by which one may change with a later character. Equal shapes are worked through equally, so any
 # change is too much; the smallest number that a wrong mask could make is far above this.
@@ -25,17 +25,17 @@ SMALL = 1e-3  # the share of all gradients' length below which one is measured b
 
 
 def check_device(model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str) -> None:
-    """Raises UserError, with the figures, where the device that `model` and `corpus` are on computes something else.
+    """Raises UserError, with the figures, if the device of `model` and `corpus` computes something else than the CPU.
 
-    In fp32: logits and gradients of a small batch, against the CPU's. In the run's own precision: that no logit changes
-    with a later character. `model` is left as it is, and the random generators too.
+    In fp32 it compares logits and gradients of a small batch with the CPU's. In the run's own precision it checks that
+    no logit changes with a later character. `model` and the random generators are not changed.
     """
     device = corpus.train.device
     idx, targets = corpus.batch(config.seed, 0, SEQUENCES, config.block_size)
     generator = torch.Generator().manual_seed(config.seed)
     on_cpu = copy.deepcopy(model).cpu().eval()
     for parameter in on_cpu.parameters():
-        # as in a trained model, numbers around one reach every operator: what starts out small hides its errors
+        # numbers around one reach every operator, as in a trained model: small initial values would hide errors
         spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else NOISE
         parameter.data.add_(spread * torch.randn(parameter.shape, generator=generator))
     there = copy.deepcopy(model).eval()
@@ -45,7 +45,7 @@ def check_device(model: nn.Module, corpus: Corpus, config: TrainConfig, precisio
     logits, gradients = _logits_and_gradients(there, idx, targets)
     _compare("logits", (logits - right).abs().max() / right.abs().max(), TOLERANCE, device, config)
     total = torch.stack([gradient.norm() for gradient in right_gradients.values()]).norm()
-    gaps = {  # of its own length, but for one that is next to nothing: the gradient of a key's bias is zero, and noise
+    gaps = {  # relative to its own length, or to all gradients' if it is tiny: a key bias has gradient zero, plus noise
         name: (gradients[name] - gradient).norm() / gradient.norm().clamp(min=SMALL * total)
         for name, gradient in right_gradients.items()
     }
@@ -63,7 +63,7 @@ def check_device(model: nn.Module, corpus: Corpus, config: TrainConfig, precisio
 
 
 def _logits_and_gradients(model: nn.Module, idx: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Both on the CPU."""
+    """Both are returned on the CPU."""
     logits = model(idx)
     F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
     return logits.detach().cpu(), {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
@@ -74,6 +74,6 @@ def _compare(what: str, gap: Tensor, allowed: float, device: torch.device, confi
         return
     other = "--precision fp32" if what.startswith("bf16") else "--device cpu"
     raise UserError(
-        f"{device} fails its check: {what} differ by {gap.item():.1e} of their size, where {allowed:.0e} would be "
-        f"rounding; try {other}, or --skip-device-check to train all the same"
+        f"{device} fails its check: {what} differ by {gap.item():.1e} of their size; rounding "
+        f"explains {allowed:.0e}; try {other}, or --skip-device-check to train anyway"
     )

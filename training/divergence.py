@@ -11,13 +11,13 @@ from training import ranks
 
 
 def check_finite(loss: Tensor, step: int) -> None:
-    """Raises UserError, on every rank, if the loss of the step that follows `step` others is not finite on one."""
+    """Raises UserError on every rank, if the loss of step number `step` + 1 is not finite on any rank."""
     if not ranks.all_reduce_min(int(math.isfinite(loss.item()))):
         raise not_finite(step + 1)
 
 
 def not_finite(step: int) -> UserError:
     return UserError(
-        f"the loss is not a finite number at step {step:,}; the last checkpoint, from before, is kept; "
+        f"the loss is not a finite number at step {step:,}; the checkpoint before it is kept; "
         "try a smaller --learning-rate, or --precision fp32"
     )

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost next to nothing on a CPU."""
+"""Dropout with random numbers that are cheap on a CPU."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LEVELS = 256  # values of the random byte that decides on each element
 class Dropout(nn.Dropout):
     """nn.Dropout (Srivastava et al., 2014), except that on a CPU `p` is rounded to a multiple of 1/256.
 
-    torch draws a number for each element, which takes a CPU a seventh of the scaled-up rung's step. Here one draw of
-    64 bits decides on eight elements, a byte each. The rest is the same: an element is dropped with probability p, or
-    else divided by 1 - p, so that the mean stays what it was.
+    torch draws a number for each element, which takes a seventh of rung 8's step on a CPU. Here one draw of 64 bits
+    decides on eight elements, a byte each. The rest is the same: an element is dropped with probability p, or else
+    divided by 1 - p, so that the mean does not change.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,9 +29,9 @@ class Dropout(nn.Dropout):
 
 
 def seed_dropout(device: torch.device, seed: int, step: int, rank: int) -> None:
-    """Make what a step drops depend on these numbers alone, so that a resumed run drops what it would have.
+    """Make what a step drops depend only on these numbers, so that a resumed run drops the same elements.
 
-    torch.manual_seed would do, for every device there is, but takes a quarter of a small rung's step.
+    torch.manual_seed would do the same on every device, but takes a quarter of a small rung's step.
     """
     mixed = int(np.random.SeedSequence((seed, step), spawn_key=(rank,)).generate_state(1, np.uint64)[0])
     generator = torch.default_generator if device.type == "cpu" else getattr(torch, device.type)

@@ -1,4 +1,4 @@
-"""The exact loss: every character of a split counted once, nothing sampled."""
+"""The exact loss: every character of a split counts once, and nothing is sampled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from data import IGNORE, consecutive_windows
 
-TOKENS_AT_ONCE = 4096  # of a forward pass: enough to keep a processor busy, few enough to stay near its caches
+TOKENS_AT_ONCE = 4096  # of a forward pass: enough to keep a processor busy, few enough for its caches
 
 
 def exact_loss(model: nn.Module, ids: Tensor, block_size: int) -> float:
@@ -21,7 +21,7 @@ def exact_loss(model: nn.Module, ids: Tensor, block_size: int) -> float:
 
 @torch.no_grad()
 def summed_loss(model: nn.Module, ids: Tensor, block_size: int, rank: int = 0, world_size: int = 1) -> float:
-    """The sum of those losses, in nats; with several ranks, this one's part of it."""
+    """The sum of the losses, in nats; with several ranks, this rank's part of it."""
     was_training = model.training
     model.eval()
     inputs, targets = consecutive_windows(ids, block_size)
@@ -31,6 +31,6 @@ def summed_loss(model: nn.Module, ids: Tensor, block_size: int, rank: int = 0, w
     for idx, target in parts[rank::world_size]:
         logits = model(idx)
         losses = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=IGNORE, reduction="none")
-        total += losses.cpu().double().sum().item()  # on the CPU, for MPS has no float64
+        total += losses.cpu().double().sum().item()  # on the CPU, because MPS has no float64
     model.train(was_training)
     return total

@@ -1,4 +1,4 @@
-"""Text from a model, or from several as one, a character at a time."""
+"""Text from a model, or from a mixture of models, one character at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.device import shapes_may_grow
 def generate(model: nn.Module, idx: Tensor, length: int, block_size: int, **settings) -> Tensor:
     """Continue `idx`, int64 (T,) with T >= 1, by `length` ids: int64 (T + length,), on the CPU.
 
-    The settings are those of `stream`. The model is in evaluation mode meanwhile.
+    The settings are those of `stream`. Meanwhile the model is in evaluation mode.
     """
     was_training = model.training
     model.eval()
@@ -37,12 +37,12 @@ def stream(
 ) -> Iterator[int]:
     """The ids that continue `idx`, int64 (T,) with T >= 1, one after the other, without end.
 
-    models: each with its block size, in evaluation mode. Of several, ids are drawn from the mean of their
-    probabilities. Each sees its own context, and uses its own cache, as it would alone.
+    models: each with its block size, in evaluation mode. With several, ids are drawn from the mean of their
+    probabilities; each has its own context and its own cache.
     temperature: divides the logits; 0 takes the likeliest id each time. top_k: draw among the k likeliest, 0 for all.
-    generator: a CPU generator, which alone decides the draws: they are made on the CPU, where the same seed means the
-    same draws whatever the model runs on. cached: let a model that has a `Cache` use it; the text is the same, but past
-    the context only where that cache has no window of its own (see `_cached`).
+    generator: a CPU generator. Ids are drawn on the CPU, so the same seed gives the same draws on every device.
+    cached: let a model that has a `Cache` use it. The text is the same; past the context, only if the cache has no
+    window (see `_cached`).
     """
     text = idx.tolist()
     for logits in zip(*(_logits(*each, text, cached) for each in models), strict=True):
@@ -53,7 +53,7 @@ def stream(
 def mix(logits: Sequence[Tensor]) -> Tensor:
     """Logits of several models, (..., V) each -> the logarithm of the mean of their probabilities, (..., V).
 
-    One model's logits stay as they are, to the bit.
+    The logits of a single model are returned unchanged.
     """
     if len(logits) == 1:
         return logits[0]
@@ -61,10 +61,10 @@ def mix(logits: Sequence[Tensor]) -> Tensor:
 
 
 def window_start(end: int, model: nn.Module, block_size: int) -> int:
-    """Where the characters begin that a model sees of `end` ones, `block_size` of them at the most.
+    """The start of a model's window on `end` characters; it holds `block_size` of them at most.
 
-    A window that is full moves on by one character. Of a model with a cache it moves on by half its length, where every
-    move gives all the characters in it other positions, and what is kept is of no use any more.
+    A full window moves on by one character. With a cache and a position table it moves on by half its length, because
+    every move changes the positions of all its characters, and the cache has to be filled again.
     """
     hop = max(1, block_size // 2) if any(cache.window is None for cache in caches(model)) else 1
     too_many = max(0, end - block_size)
@@ -72,7 +72,7 @@ def window_start(end: int, model: nn.Module, block_size: int) -> int:
 
 
 def encode_prompt(tokenizer: CharTokenizer, prompt: str) -> Tensor:
-    """int64 (T,), T >= 1. An empty prompt is a line break, or the first character of an alphabet that has none.
+    """int64 (T,), T >= 1. An empty prompt is a line break, or if the alphabet has none, its first character.
 
     Raises UserError for a character that the tokenizer does not know.
     """
@@ -85,17 +85,17 @@ def encode_prompt(tokenizer: CharTokenizer, prompt: str) -> Tensor:
 
 
 def _logits(model: nn.Module, block_size: int, text: list[int], cached: bool) -> Iterator[Tensor]:
-    """Logits (V,) of what follows `text`, which grows by an id before the next are asked for."""
+    """Logits (V,) of what follows `text`; the caller adds an id to it before it asks for the next."""
     cached = bool(cached and caches(model)) and shapes_may_grow(next(model.parameters()).device)
     return (_cached if cached else _recomputed)(model, text, block_size)
 
 
 @torch.no_grad()
 def _recomputed(model: nn.Module, text: list[int], block_size: int) -> Iterator[Tensor]:
-    """Those logits, all computed anew.
+    """The logits, recomputed for the whole window each time.
 
-    The model always sees (1, block_size) ids, filled up with zeros on the right: a causal model's logits at the last
-    real id cannot see them, and a device that keeps memory for each new shape sees just one.
+    The model always gets (1, block_size) ids, padded with zeros on the right. The padding does not change a causal
+    model's logits at the last real id, and a device that keeps memory for each new shape gets only one shape.
     """
     device = next(model.parameters()).device
     while True:
@@ -107,10 +107,10 @@ def _recomputed(model: nn.Module, text: list[int], block_size: int) -> Iterator[
 
 @torch.no_grad()
 def _cached(model: nn.Module, text: list[int], block_size: int) -> Iterator[Tensor]:
-    """The same, by a model with a cache, which is shown every character once, and half a window when that moves on.
+    """The same with a cache: the model gets each character once, and half a window again when the window moves on.
 
-    Where the cache has a window of its own, that moves by itself, and nothing is ever shown twice. Such a model goes by
-    more than the window: what is kept of a character was made when it saw as many before it.
+    If the cache has its own window, nothing is computed twice. Such a model uses more than the window: the cached keys
+    and values of a character depend on the characters before it, back to its own window's start.
     """
     device = next(model.parameters()).device
     endless = all(cache.window is not None for cache in caches(model))
@@ -129,6 +129,6 @@ def _draw(logits: Tensor, temperature: float, top_k: int, generator: torch.Gener
         return int(logits.argmax())
     if 0 < top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], float("-inf"))
-    # the largest logit becomes 0 first, so that no temperature, however small, makes it infinite
+    # subtract the largest logit, so that no small temperature makes a logit infinite
     probabilities = ((logits - logits.max()).double() / temperature).softmax(dim=0)
     return int(torch.multinomial(probabilities, num_samples=1, generator=generator))

@@ -1,7 +1,7 @@
-"""What a rung's LanguageModel may bring besides its forward pass. Whatever is missing gets the default.
+"""Methods that a rung's LanguageModel may have besides its forward pass. Each has a default.
 
-    optimizers(config) -> list of optimizers    which of them trains which weights; otherwise AdamW trains all
-    prepare(config, corpus)                     once, before training: to load what training needs and sampling does not
+    optimizers(config) -> list of optimizers    each with the weights that it trains; default: AdamW for all
+    prepare(config, corpus)                     once, before training: load what training needs and sampling does not
     loss(logits, targets, idx) -> scalar        what training minimises; evaluations are the cross-entropy for all
     after_update()                              after each update of the weights
 

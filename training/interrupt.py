@@ -1,4 +1,4 @@
-"""Ctrl-C and other signals that end a run: noted when they come, obeyed between two steps, once the run is saved."""
+"""Ctrl-C and other signals: recorded when they arrive; the run ends after the current step, once it is saved."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from tqdm import tqdm
 
 from training import ranks
 
-# Ctrl-C; a polite kill; a closed terminal. Ctrl-Break is Windows' own, and SIGHUP it does not have.
+# Ctrl-C; kill; a closed terminal. Only Windows has Ctrl-Break (SIGBREAK), and it has no SIGHUP.
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
 TYPED = [number for number in SIGNALS if number.name in ("SIGINT", "SIGBREAK")]
 
 
 class Stop:
-    """number: that of the signal that came, 0 while none has."""
+    """number: of the signal that arrived; 0 if none has."""
 
     number: int = 0
 
     def wanted(self) -> bool:
-        """Whether any rank was told to stop: all have to end after the same step."""
+        """Whether any rank got a signal: all have to end after the same step."""
         return ranks.all_reduce_min(-self.number) < 0
 
     @property
     def exit_status(self) -> int:
-        """As a shell counts: 128 and the signal."""
+        """As in a shell: 128 plus the signal's number."""
         return 128 + (self.number or signal.SIGINT)
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """While inside, the first signal is noted, and Ctrl-C after it raises KeyboardInterrupt, as it does otherwise.
+    """Inside, the first signal is only recorded; a Ctrl-C after it raises KeyboardInterrupt as usual.
 
-    Others may come twice without anybody's wishing it: a terminal that is closed sends SIGHUP, and so does its shell.
-    Signals that the process was started to ignore, as nohup does with SIGHUP, are ignored still.
+    Other signals may arrive twice by accident: a closed terminal sends SIGHUP, and its shell sends it again. Signals
+    that the process ignored at its start, as SIGHUP under nohup, stay ignored.
     """
     stop = Stop()
 
     def note(number: int, frame) -> None:
-        if stop.number and number in TYPED and not ranks.launched():  # torchrun passes on what each has had already
+        if stop.number and number in TYPED and not ranks.launched():  # torchrun sends each process a second one
             raise KeyboardInterrupt
         stop.number = number
         if ranks.rank() == 0:
             at_once = b"" if ranks.launched() else b"; Ctrl-C again stops it at once"
-            with contextlib.suppress(OSError):  # the terminal may be what has gone
-                # not print, which may have been interrupted in the middle of a line
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                # not print, because the signal may have interrupted a print
                 os.write(2, b"\nstopping after this step or evaluation, to save the run" + at_once + b"\n")
 
     before = {}
-    if threading.current_thread() is threading.main_thread():  # no other may set handlers
+    if threading.current_thread() is threading.main_thread():  # other threads may not set handlers
         before = {number: signal.getsignal(number) for number in SIGNALS}
         before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for number in before:
@@ -65,7 +65,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def steps_until(stop: Stop, done: int, steps: int, bar: tqdm) -> Iterator[int]:
-    """The steps that follow `done` others, counted on `bar`, up to `steps` of them all or until a signal has come."""
+    """The step numbers from `done` to `steps` - 1, shown on `bar`; they end early after a signal."""
     for step in range(done, steps):
         if stop.wanted():
             return

@@ -1,4 +1,4 @@
-"""The training loop: all of it, and nothing else."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from training.schedule import learning_rate
 from training.state import Evaluation, State
 from training.update import apply_update, compute_gradients
 
-TRAIN_PIECE = 4  # the train loss is of a piece as long as a quarter of the validation split
+TRAIN_PIECE = 4  # the train loss is measured on a piece a quarter as long as the validation split
 
 
 def train(
@@ -27,9 +27,8 @@ def train(
 ) -> Iterator[Evaluation]:
     """Train the model of `state`, on the device that `corpus` is on, for each of `steps`; yield each evaluation.
 
-    `steps` counts on from `state.step`, wrapped in a progress bar or not, and may end early. Evaluations change
-    nothing: a model trained with many of them ends with the same weights as one trained with few. Raises UserError
-    where a loss is not finite.
+    `steps` counts on from `state.step` and may end early. Evaluations do not change the training: the final weights are
+    the same, however often the model is evaluated. Raises UserError if a loss is not finite.
     """
     model, device, loss = state.model, corpus.train.device, None
     if not state.evaluations:
@@ -45,7 +44,7 @@ def train(
         micro = micro_batch(device, config.block_size)
         loss = compute_gradients(state.forward, idx, targets, precision, micro, loss_of(model))
         due = (step + 1) % config.eval_interval == 0 or step + 1 == config.steps
-        if due or device.type != "cuda":  # on CUDA, looking at every loss would make the CPU wait for each step
+        if due or device.type != "cuda":  # on CUDA, reading every loss would make the CPU wait for each step
             check_finite(loss, step)
         apply_update(state.optimizers, learning_rate(step, config), device, precision)
         after_update(model)
@@ -56,11 +55,11 @@ def train(
         if due:
             yield evaluate(state, corpus, config)
     if loss is not None:
-        check_finite(loss, step)  # where the steps ended early, before what they left is saved
+        check_finite(loss, step)  # also if the steps ended early, before the state is saved
 
 
 def evaluate(state: State, corpus: Corpus, config: TrainConfig) -> Evaluation:
-    """Both losses, exact: of the whole validation split, and of a piece of the train split."""
+    """Both exact losses: on the whole validation split, and on a piece of the train split."""
 
     def loss(ids):
         part = summed_loss(state.model, ids, config.block_size, ranks.rank(), ranks.world_size())

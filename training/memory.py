@@ -1,4 +1,4 @@
-"""Freed memory that a process keeps, so that the next training step need not ask the system for it again."""
+"""Keep freed memory in the process, so that the next training step does not ask the system for it again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> None:
-    """On Linux with glibc: keep it in the heap. Elsewhere nothing changes.
+    """Keep freed memory in the heap, on Linux with glibc; elsewhere do nothing.
 
-    By default large tensors go back to the system when they are freed, and each page of the next one costs a fault.
+    By default the memory of a freed large tensor goes back to the system, and each page of the next one costs a fault.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:

@@ -1,8 +1,8 @@
-"""Fitting a run into given minutes: a rough plan, the run's beginning, and then its number of steps.
+"""How --minutes finds the number of steps: a rough plan, then the timed beginning of the run.
 
-The learning rate of the beginning is the same for any number of steps (training/schedule.py). So the beginning is
-trained for real, by a rough plan, and timed. Then the number of steps is settled. The run is the one that --steps with
-that number gives.
+The learning rate of the beginning is the same for any number of steps (training/schedule.py). So the beginning is part
+of the run: it is trained by the rough plan, and timed. Then the number of steps is decided. The run is the same as one
+with --steps and that number.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ EVALUATIONS_SHARE = 0.05  # of the time, for evaluations between the first and t
 BEGINNING_SHARE = 20  # the beginning is at most a 20th of the planned steps
 WARMUP_SHARE = 10  # the schedule allows a warm-up of a 10th of the steps: the plan may have twice too many
 
-# Smaller models for few minutes, each with the epochs from which the next larger one does better in the same time
-# (docs/log.md). The last is followed by the rung's own size.
+# Smaller models for short times, each with the number of epochs above which the next larger one has a lower loss in the
+# same time (docs/log.md). After the last comes the rung's own size.
 SMALL = (({"preset": "quick", "n_layer": 4}, 2.5), ({"preset": "quick"}, 8))
 SIZES = {"preset", "n_layer", "n_embd", "n_head", "block_size"}
 
-# The dropout of a run of given minutes, by how many epochs it has at least: what is read more often is memorised more.
+# The dropout of a run with --minutes, by its least number of epochs: a text that is read more often is memorised more.
 DROPOUT_BY_EPOCHS = ((0, 0.0), (5, 0.1), (10, 0.2))
 
 
 def sizes(config: TrainConfig) -> list[tuple[TrainConfig, float]]:
-    """Candidates for --minutes, the smallest first, each with the epochs from which a larger model does better.
+    """Candidates for --minutes, smallest first, each with the epochs from which a larger model does better.
 
-    There is but `config` where no minutes are given, where it has a preset or a size that differs from the rung's own,
-    and for rungs without `small_for_minutes`. Other settings that differ go over the small sizes.
+    Only `config` itself without --minutes, with a preset or a size other than the rung's own, and for rungs without
+    `small_for_minutes`. Other settings that differ from the rung's own override those of the small sizes.
     """
     named = {name: value for name, value in vars(config).items() if value != getattr(type(config)(), name)}
     if not (config.minutes and getattr(config, "small_for_minutes", False)) or named.keys() & SIZES:
@@ -46,10 +46,10 @@ def is_large_enough(config: TrainConfig, throughput: Throughput, corpus: Corpus,
 
 
 def rough_plan(config: TrainConfig, throughput: Throughput, seconds: float, corpus: Corpus) -> TrainConfig:
-    """`config` with what has to be known before the first step: here the warm-up and the dropout.
+    """`config` with what has to be known before the first step: the warm-up and the dropout.
 
-    Its steps are those that `seconds` allow by `throughput`, which is rough. Raises UserError where there is no time
-    for a step.
+    Its number of steps is a rough estimate, from `seconds` and `throughput`. Raises UserError if there is no time for a
+    step.
     """
     steps = int((seconds - throughput.sample - 2 * throughput.evaluation) / throughput.step)
     if steps < 1:
@@ -63,18 +63,18 @@ def rough_plan(config: TrainConfig, throughput: Throughput, seconds: float, corp
 
 
 def beginning(plan: TrainConfig) -> int:
-    """How many steps of `plan` are the same for every number of steps that `settle` may choose."""
+    """How many steps of `plan` are the same for any number of steps that `settle` may choose."""
     steps = plan.warmup_steps + 1 if plan.schedule == "linear" else plan.steps // BEGINNING_SHARE
     return min(steps, plan.steps - 1)
 
 
 def settle(plan: TrainConfig, throughput: Throughput, seconds: float, done: int) -> TrainConfig:
-    """`plan` with its number of steps: the `done` ones of the beginning, and those that `seconds` still allow.
+    """`plan` with its number of steps: the `done` steps of the beginning, and those that fit into `seconds`.
 
-    Evaluations and sample are accounted for. Evaluations before the last are spread out until they take no more than a
+    The time includes evaluations and the sample. Evaluations before the last are made rarer until they take at most a
     twentieth of the time; none is due in the beginning.
     """
-    between = max(0, int(EVALUATIONS_SHARE * seconds / throughput.evaluation))  # a stall may have used up all of it
+    between = max(0, int(EVALUATIONS_SHARE * seconds / throughput.evaluation))  # the time may be used up already
     while True:
         more = int((seconds - throughput.sample - (1 + between) * throughput.evaluation) / throughput.step)
         steps = max(done + more, done + 1, WARMUP_SHARE * plan.warmup_steps)
@@ -86,7 +86,7 @@ def settle(plan: TrainConfig, throughput: Throughput, seconds: float, done: int)
 
 
 def with_dropout_for_its_epochs(config: TrainConfig, corpus: Corpus) -> TrainConfig:
-    """`config` with the dropout that its epochs want, where it has one and none was given."""
+    """`config` with the dropout for its number of epochs, if it has dropout and the user gave none."""
     start = config.from_preset(getattr(config, "preset", None))
     if not hasattr(config, "dropout") or config.dropout != start.dropout:
         return config

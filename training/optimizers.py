@@ -12,15 +12,15 @@ from training.config import TrainConfig
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
-    """The model's own, from its method `optimizers(config)`; a model without one gets AdamW for all its weights."""
+    """Those of the model's method `optimizers(config)`; without that method, AdamW for all weights."""
     return model.optimizers(config) if hasattr(model, "optimizers") else [adamw(model, config)]
 
 
 def adamw(model: nn.Module, config: TrainConfig, exclude: Iterable[nn.Parameter] = ()) -> Optimizer:
     """AdamW (Loshchilov & Hutter, 2019) for all weights of `model` but `exclude`.
 
-    Weight decay is for the weights of linear layers alone: biases, gains, embeddings, convolutions and scalars have
-    none. Each training step sets the learning rate.
+    Only the weights of linear layers have weight decay: biases, gains, embeddings, convolutions and scalars have none.
+    Each training step sets the learning rate.
     """
     excluded = {id(parameter) for parameter in exclude}
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}

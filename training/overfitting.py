@@ -1,4 +1,4 @@
-"""Whether a run went on after it had begun to memorise its text."""
+"""Whether a run overfits: whether it went on after it began to memorise its text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import pairwise
 from training.state import Evaluation
 
 RISES = 2  # in a row; one alone may be chance
-DIGITS = 4  # of a loss, as the terminal shows it; what differs by less is equal
+DIGITS = 4  # of a loss, as the terminal shows it; losses that differ by less count as equal
 
 
 def lowest_before_overfitting(evaluations: Sequence[Evaluation]) -> Evaluation | None:
     """The evaluation with the lowest validation loss of a run that overfits; None for any other run.
 
-    A run overfits where, after its lowest, the validation loss rose at two evaluations in a row while the train loss
-    fell at both. It also does where it ends with a higher validation loss and a lower train loss than it began with.
+    A run overfits if, after its lowest, the validation loss rose at two evaluations in a row while the train loss fell
+    at both. It also overfits if it ends with a higher validation loss and a lower train loss than it began with.
     """
     lowest = min(reversed(evaluations), key=_val_loss)  # of equal ones, the last
     rises = 0

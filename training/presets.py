@@ -1,4 +1,4 @@
-"""The settings of the scaled-up rungs, 8 and up, and the presets that can take their place."""
+"""The settings of rungs 8 and up, and the presets that can replace them."""
 
 from __future__ import annotations
 
@@ -62,25 +62,25 @@ PRESETS: dict[Preset, dict] = {
 
 @dataclass(frozen=True)
 class ScaledConfig(TrainConfig):
-    """Settings of rungs 8 and up. Raises UserError for a value that cannot be."""
+    """Settings of rungs 8 and up. Raises UserError for a value that is not allowed."""
 
     steps: int = 5880  # updates of the weights; 12 epochs of Tiny Shakespeare are 5,880
     batch_size: int = 8  # sequences in a batch
     block_size: int = 256  # characters of context
-    learning_rate: float = 1e-3  # the highest of the schedule
+    learning_rate: float = 1e-3  # the highest value of the schedule
     weight_decay: float = 0.4  # of the linear layers' weights
     beta2: float = 0.99  # AdamW's decay rate of the mean squared gradient
-    warmup_steps: int = 200  # steps over which the learning rate rises from zero, a tenth of all at most
-    schedule: Literal["constant", "linear"] = "linear"  # of the learning rate after them; linear ends at zero
+    warmup_steps: int = 200  # steps in which the learning rate rises from zero; at most a tenth of all steps
+    schedule: Literal["constant", "linear"] = "linear"  # of the learning rate after the warm-up; linear falls to zero
     sampling: Literal["random", "epoch"] = "epoch"  # windows drawn at random, or each once an epoch, shuffled
     eval_interval: int = 588  # steps from one evaluation to the next
     n_embd: int = 384  # channels of the residual stream
     n_head: int = 6  # attention heads, of n_embd / n_head channels each
     n_layer: int = 6  # blocks
-    dropout: float = 0.2  # probability of dropping an element in training; --minutes picks it unless another is given
-    small_for_minutes: ClassVar[bool] = False  # whether --minutes may train a smaller model where the minutes are few
+    dropout: float = 0.2  # probability of dropping an element in training; by default, --minutes chooses it
+    small_for_minutes: ClassVar[bool] = False  # whether --minutes may train a smaller model if time is short
     laptop_learning_rate: ClassVar[float] = PRESETS["laptop"]["learning_rate"]  # of the rung at that preset
-    preset: Preset | None = None  # settings to start from in place of the rung's own; other flags go over them
+    preset: Preset | None = None  # settings to start from instead of the rung's own; other flags override them
 
     def __post_init__(self):
         super().__post_init__()

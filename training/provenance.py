@@ -1,4 +1,4 @@
-"""Which run this is, and of which code."""
+"""The name of a run, and the code that it used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The shared code that shapes a result. Nothing else is in these files, so other work does not touch them.
+# The shared code that shapes a result. These files hold nothing else, so other changes do not change the hash.
 SHARED_CODE = (
     "data/batches.py",
     "training/dropout.py",
@@ -21,24 +21,24 @@ SHARED_CODE = (
     "training/update.py",
 )
 
-# What a rung's file has besides its architecture: settings have a hash of their own, the rest is for tests and tables.
+# Not part of a rung's architecture: settings have their own hash, LESSON and AFTER are for tests and tables.
 NOT_ARCHITECTURE = {"Config", "LESSON", "AFTER"}
 
 
 def rung_code(path: Path) -> str:
-    """Eight hex digits that are equal where two rung files have the same architecture, whatever their settings."""
+    """Eight hex digits, equal if two rung files have the same architecture, whatever their settings."""
     module = ast.parse(path.read_text(encoding="utf-8"))
     module.body = [node for node in module.body if not (_is_main(node) or _names(node) & NOT_ARCHITECTURE)]
     return code_hash(module)
 
 
 def shared_code() -> str:
-    """Eight hex digits that are equal where two runs were trained and evaluated by the same shared code."""
+    """Eight hex digits, equal if two runs were trained and evaluated by the same shared code."""
     return code_hash(*(ast.parse((ROOT / name).read_text(encoding="utf-8")) for name in SHARED_CODE))
 
 
 def code_hash(*modules: ast.Module) -> str:
-    """Eight hex digits that comments, docstrings and formatting do not change, the same on every Python version."""
+    """Eight hex digits, the same on every Python version. Comments, docstrings and formatting do not change them."""
     return hashlib.sha256("\n".join(map(_canonical, modules)).encode("utf-8")).hexdigest()[:8]
 
 
@@ -48,7 +48,7 @@ def run_name(rung: str, seed: int) -> str:
 
 
 def commit() -> str:
-    """The short hash of the checked-out commit, with a + where Python files differ from it; else "unknown"."""
+    """The short hash of the checked-out commit, with a + if Python files differ from it; "unknown" without git."""
     head = _git("rev-parse", "--short=8", "HEAD")
     if head is None:
         return "unknown"
@@ -67,7 +67,7 @@ def _names(node: ast.stmt) -> set[str]:
 
 
 def _canonical(node: object) -> str:
-    """A syntax tree as text. Unlike ast.dump, without what is empty: newer versions of Python add fields."""
+    """A syntax tree as text; unlike ast.dump, without empty fields, because newer versions of Python add some."""
     if isinstance(node, ast.Constant):
         return ascii(node.value)
     if isinstance(node, list):

@@ -1,7 +1,7 @@
 """Several processes that train one model, each on a shard of every batch: DistributedDataParallel under torchrun.
 
-Each process is a rank. All hold the same weights and average their gradients, so all make the same update. In a process
-that torchrun did not start, rank 0 of 1, nothing here does anything.
+Each process is a rank. All hold the same weights and average their gradients, so all make the same update. A process
+that torchrun did not start is rank 0 of 1, and these functions then change nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def local_rank_zero_first() -> Iterator[None]:
-    """The first rank of each machine does what is inside, a download say, and then the others, who find it done."""
+    """Inside, the first rank of each machine runs first, for example a download; then the others find it done."""
     if launched() and local_rank() > 0:
         dist.barrier()
     yield
@@ -68,7 +68,7 @@ def local_rank_zero_first() -> Iterator[None]:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raises UserError where the ranks cannot have equal shards of a batch, whose means would not weigh the same."""
+    """Raises UserError if a batch cannot be split into equal shards: the mean over ranks would then be wrong."""
     if batch_size % world_size():
         fitting = max(batch_size // world_size(), 1) * world_size()
         raise UserError(
@@ -83,7 +83,7 @@ def shard(batch: Tensor) -> Tensor:
 
 
 def grad_sync(model: nn.Module) -> nn.Module:
-    """`model`, such that every backward pass through it leaves the mean of all ranks' gradients."""
+    """`model`, wrapped so that each backward pass gives the mean of all ranks' gradients."""
     return DistributedDataParallel(model, broadcast_buffers=False) if launched() else model
 
 
@@ -106,5 +106,5 @@ def broadcast(value: Any) -> Any:
 
 
 def _all_reduce(tensor: Tensor, operation: dist.ReduceOp) -> Tensor:
-    dist.all_reduce(tensor, operation)  # on the CPU, so that no GPU has to be waited for
+    dist.all_reduce(tensor, operation)  # on the CPU, so that nothing waits for a GPU
     return tensor

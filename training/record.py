@@ -1,4 +1,4 @@
-"""What stays of a run: its rows in the loss log and its checkpoint. Rank 0 alone writes them."""
+"""What a run writes: its rows in the loss log and its checkpoint. Only rank 0 writes them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from training.provenance import commit, run_name, rung_code, shared_code
 from training.resume import resume, what_differs
 from training.state import Evaluation, State
 
-WORTH_KEEPING = 120  # seconds of training; an unfinished run that took longer is not replaced unasked
+WORTH_KEEPING = 120  # seconds of training; a longer unfinished run is replaced only with the user's consent
 
 
 def check_outputs(config: TrainConfig) -> None:
-    """Raises UserError for a log or a folder that cannot be written to: before an hour of training, not after."""
+    """Raises UserError for a log or a folder that cannot be written to, before training rather than after it."""
     if ranks.rank() == 0:
         LossLog(config.loss_csv).check()
         check_folder(config.runs_dir)
@@ -32,16 +32,16 @@ def check_outputs(config: TrainConfig) -> None:
 
 @dataclass
 class Record:
-    """Of one run. From `open` to `close` no other process can train the same run."""
+    """The record of one run. From `open` to `close` no other process can train the same run."""
 
     script: Path
     config: TrainConfig
     corpus: Corpus
     parameters: int
     precision: str
-    metadata: dict = field(init=False)  # what every row of the run has in common; a resumed run keeps its name
-    logged: set[int] = field(default_factory=set)  # steps whose rows the log has
-    unsaved: UserError | None = None  # why the latest state is not on disk, if it is not
+    metadata: dict = field(init=False)  # the same in every row of the run; a resumed run keeps its name
+    logged: set[int] = field(default_factory=set)  # steps that have a row in the log
+    unsaved: UserError | None = None  # why the latest state is not saved, if it is not
 
     def __post_init__(self):
         rung, device = self.script.stem, self.corpus.train.device
@@ -69,10 +69,10 @@ class Record:
         return checkpoint_path(self.script.stem, self.config, self.corpus.sha256, finished=finished)
 
     def open(self, state: State) -> None:
-        """Lock the run, and put `state` where it was stopped, if it is to be resumed.
+        """Lock the run; with --resume, set `state` to where the run was stopped.
 
-        Raises UserError where another process is training it, where there is nothing to resume, or where starting anew
-        would lose a run that was stopped.
+        Raises UserError if another process is training it, if there is nothing to resume, or if a new start would lose
+        a stopped run.
         """
         self.lock = FileLock(self.path(finished=True).with_suffix(".lock"), timeout=0)
         partial = self.path(finished=False)
@@ -80,7 +80,7 @@ class Record:
             try:
                 self.lock.acquire()
             except Timeout:
-                raise UserError(f"another process is training this very run ({partial.name})") from None
+                raise UserError(f"another process is training this run already ({partial.name})") from None
             if not self.config.resume:
                 self._refuse_to_lose(partial)
         if self.config.resume:
@@ -89,15 +89,15 @@ class Record:
             self._log(state.evaluations)
 
     def close(self) -> None:
-        """Let others train this run. The lock file stays: another process may be waiting for it by now."""
+        """Let other processes train this run. The lock file stays, because another process may already wait for it."""
         if ranks.rank() == 0:
             self.lock.release()
 
     def save_and_log(self, state: State) -> None:
-        """Save `state`, just evaluated, and log its evaluation. Raises UserError where the log cannot be written.
+        """Save the evaluated `state`, and log its evaluation. Raises UserError if the log cannot be written.
 
         The checkpoint comes first: if the process is killed in between, the row is logged when the run is resumed.
-        Losses that are not finite are neither saved nor logged, but raised as UserError.
+        A loss that is not finite is a UserError, and is neither saved nor logged.
         """
         last = state.evaluations[-1]
         if not (math.isfinite(last.train_loss) and math.isfinite(last.val_loss)):
@@ -106,7 +106,7 @@ class Record:
         self._log([last])
 
     def save(self, state: State) -> None:
-        """Write the checkpoint. Where that fails there is a warning, and the run goes on: `unsaved` says why."""
+        """Write the checkpoint. If that fails, the run warns and goes on; `unsaved` says why."""
         if ranks.rank() > 0:
             return
         finished = state.step == self.config.steps
@@ -121,10 +121,10 @@ class Record:
                 self.path(finished=False).unlink(missing_ok=True)
 
     def _refuse_to_lose(self, partial: Path) -> None:
-        """Raises UserError where more than two minutes of training would be lost by starting anew."""
+        """Raises UserError if a new start would lose more than two minutes of training."""
         try:
             content = load_checkpoint(partial)
-        except UserError:  # there is none, or none that could be resumed
+        except UserError:  # there is none that could be resumed
             return
         if content["seconds"] > WORTH_KEEPING:
             same_code = all(content["metadata"][name] == self.metadata[name] for name in ("rung_code", "shared_code"))
@@ -153,15 +153,15 @@ class Record:
                 self.logged.add(evaluation.step)
 
     def _all_metadata(self) -> dict:
-        """That of the rows, and the alphabet."""
+        """The metadata of the rows, and the alphabet."""
         return self.metadata | {"alphabet": "".join(self.corpus.tokenizer.chars)}
 
     def _go_on_as(self, there: dict) -> None:
-        """As the run that this metadata is of. What differs now, but may, is told."""
+        """Take over the name and precision of the run with metadata `there`; warn of what may differ and does."""
         for difference in what_differs(there, self.metadata):
             print(f"WARNING: this run began with {difference}", file=sys.stderr)
         self.metadata["run"] = there["run"]
-        self.precision = self.metadata["precision"] = there["precision"]  # whatever auto would choose today
+        self.precision = self.metadata["precision"] = there["precision"]  # not what auto would choose now
         if ranks.rank() == 0 and has_rows(self.config.loss_csv):
             rows = read_log(self.config.loss_csv)
             self.logged = set(rows[rows["run"] == there["run"]]["step"])

@@ -1,4 +1,4 @@
-"""Going on with a run that was stopped, and with no other."""
+"""Resuming a stopped run, and refusing any other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from training.checkpoint import as_saved, checkpoint_path, load_checkpoint
 from training.config import TrainConfig, settings
 from training.state import Evaluation, State
 
-SAME = {  # metadata that has to be equal, and what the terminal calls it
+SAME = {  # metadata that has to be equal, and its name in messages
     "rung": "rung",
     "seed": "seed",
     "corpus_sha256": "corpus",
@@ -22,9 +22,9 @@ TOLD = ("torch", "device", "processor", "threads")  # metadata that may differ, 
 
 
 def resume(path: Path, state: State, config: TrainConfig, metadata: dict) -> dict:
-    """Put `state` where the checkpoint at `path` left it; returns that run's own metadata.
+    """Set `state` to that of the checkpoint at `path`; returns the metadata of that run.
 
-    config, metadata: of the run that is to go on. Raises UserError, naming the difference, for another run's.
+    config, metadata: of the run to resume. Raises UserError, with the difference, for a checkpoint of another run.
     """
     if not path.exists():
         raise UserError(f"--resume: there is no checkpoint {path}; leave out --resume to start anew")
@@ -48,18 +48,18 @@ def resume(path: Path, state: State, config: TrainConfig, metadata: dict) -> dic
 
 
 def threads_before(rung: str, config: TrainConfig, sha256: str) -> int | None:
-    """The number of threads of the run that `config` goes on with. None where there is none."""
+    """The number of threads of the run that `config` resumes; None if there is no such run."""
     paths = [checkpoint_path(rung, config, sha256, finished=finished) for finished in (False, True)]
     return next((load_checkpoint(path)["metadata"]["threads"] for path in paths if path.exists()), None)
 
 
 def what_differs(there: dict, here: dict) -> list[str]:
-    """Of two runs' metadata, what may differ and does: "torch 2.12.0, and goes on with 2.13.0"."""
+    """The allowed differences between two runs' metadata: "torch 2.12.0, and goes on with 2.13.0"."""
     return [f"{name} {there[name]}, and goes on with {here[name]}" for name in TOLD if there[name] != here[name]]
 
 
 def _differences(content: dict, config: TrainConfig, here: dict) -> list[str]:
-    """What sets the run of a checkpoint apart from the one that is to go on: "dropout 0.2, here 0.1"."""
+    """How the run of a checkpoint differs from the run to resume: "dropout 0.2, here 0.1"."""
     there, names = content["metadata"], dict(SAME)
     if config.precision != "auto":
         names["precision"] = "precision"

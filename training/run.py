@@ -38,7 +38,7 @@ def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: S
     with errors_in_one_line():
         module = sys.modules[language_model.__module__]
         started = time.perf_counter()
-        if args is None:  # as typed: until here the process has done nothing but import, for so many seconds
+        if args is None:  # typed by a user: add the seconds that the process took to import
             started -= time.process_time()
         config = parse(config_type, description=inspect.getdoc(module), args=args)
         train_rung(language_model, config, started=started)
@@ -52,8 +52,8 @@ def train_rung(
 ) -> Evaluation:
     """Train one rung as `config` says; returns the last evaluation.
 
-    started: when its minutes began, by time.perf_counter; now, if it is left out. What cannot be done as asked is
-    raised as UserError before training starts. A run that a signal ends is saved, and then raises SystemExit.
+    started: when its minutes began, by time.perf_counter; by default now. Raises UserError, before training starts, for
+    settings that cannot work here. A run that a signal ends is saved, and then raises SystemExit.
     """
     started = time.perf_counter() if started is None else started
     script, device = Path(inspect.getfile(language_model)), choose_device(config.device)
@@ -93,19 +93,20 @@ def choose_size(
 def set_up(
     language_model: type[nn.Module], config: TrainConfig, device: torch.device, corpus: Corpus | None = None
 ) -> tuple[Corpus, nn.Module, str]:
-    """The corpus, unless it is there already, and the untrained model on `device`, and the precision.
+    """The corpus, loaded unless it is given, the untrained model on `device`, and the precision.
 
-    Raises UserError for what cannot be.
+    Raises UserError for settings that cannot work here.
+
     """
-    if device.index is not None:  # one GPU of several is then meant wherever none is named, as by dropout's seed
+    if device.index is not None:  # so that calls that name no GPU use this one, such as seeding dropout
         torch.cuda.set_device(device)
     ranks.check_batch_size(config.batch_size)
     check_outputs(config)
     if corpus is None:
-        with ranks.local_rank_zero_first():  # the others find the text that it has fetched
+        with ranks.local_rank_zero_first():  # the others find the fetched text
             corpus = load_corpus(config.corpus, config.holdout).to(device)
     corpus.check_context(config.block_size)
-    encode_prompt(corpus.tokenizer, config.prompt)  # can the model read it?
+    encode_prompt(corpus.tokenizer, config.prompt)  # raises UserError if the model cannot read it
     model = build_model(language_model, corpus, config)
     precision = choose_precision(config.precision, device, count_parameters(model))
     if device.type != "cpu" and not config.skip_device_check:
@@ -124,13 +125,13 @@ def build_model(language_model: type[nn.Module], corpus: Corpus, config: TrainCo
 def choose_compile(
     model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, throughput: Throughput
 ) -> tuple[Throughput, bool]:
-    """How fast a run goes, and whether it is compiled. throughput: without."""
+    """The throughput of the run, and whether it is compiled. throughput: without compiling."""
     if not compile_pays(corpus.train.device, 60 * config.minutes or throughput.seconds(config)):
         return throughput, False
     print("compiling, which takes a minute", flush=True)
     try:
         return measure_throughput(model, corpus, config, precision, compiled=True), True
-    except torch._dynamo.exc.TorchDynamoException as error:  # without a C compiler, say
+    except torch._dynamo.exc.TorchDynamoException as error:  # for example without a C compiler
         print(f"WARNING: compiling failed ({type(error).__name__}); going on without it, slower", file=sys.stderr)
         return throughput, False
 
@@ -138,13 +139,13 @@ def choose_compile(
 def train_and_record(
     state: State, record: Record, throughput: Throughput, stop: Stop, on_evaluation: OnEvaluation
 ) -> None:
-    """Train from where the run is, to its end; save, log and show each evaluation.
+    """Train from the current step to the end; save, log and show each evaluation.
 
-    Raises SystemExit, once the run is saved, where a signal ends it before.
+    If a signal ends it earlier, the run is saved, and then raises SystemExit.
     """
     corpus, config = record.corpus, record.config
     record.open(state)
-    if config.minutes:  # the run has begun, and can be saved now that its steps are settled
+    if config.minutes:  # the run has begun; it can be saved now that its number of steps is known
         record.save_and_log(state)
         on_evaluation(state.evaluations[0])
     else:
@@ -155,7 +156,7 @@ def train_and_record(
             record.save_and_log(state)
             console.show_evaluation(evaluation, bar)
             on_evaluation(evaluation)
-    if state.step < config.steps:  # saved here, where a second signal does not end it
+    if state.step < config.steps:  # still inside stop_on_signals, so a second SIGTERM does not interrupt saving
         record.save(state)
         console.say_how_to_go_on(record.script, config, state, record)
         raise SystemExit(stop.exit_status)

@@ -1,4 +1,4 @@
-"""What a run in progress is made of."""
+"""The state of a run in progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.optimizers import make_optimizers
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Losses after a step, in nats per character, and the seconds of training until then, evaluations not counted."""
+    """Losses after a step, in nats per character, and the seconds of training until then, without evaluations."""
 
     step: int
     train_loss: float
@@ -27,13 +27,13 @@ class Evaluation:
 class State:
     """All that changes while a model is trained. Batches and dropout follow from the seed and `step`.
 
-    forward: what a training step calls: the model, wrapped for several ranks, or compiled, or both. Evaluations, whose
-    shapes differ and which are divided among the ranks otherwise, call the model itself.
+    forward: what a training step calls: the model, wrapped for several ranks, or compiled, or both. Evaluations call
+    the model itself, because their shapes differ and the ranks divide them in another way.
     """
 
     model: nn.Module
     forward: Callable[[Tensor], Tensor]
-    optimizers: list[torch.optim.Optimizer]  # each trains weights of its own
+    optimizers: list[torch.optim.Optimizer]  # each trains its own weights
     step: int = 0  # updates done
     seconds: float = 0.0  # spent on them
     evaluations: list[Evaluation] = field(default_factory=list)  # all so far

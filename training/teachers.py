@@ -1,4 +1,4 @@
-"""Trained models that another one learns from."""
+"""Trained models that another model learns from."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ def load_teachers(
 ) -> list[nn.Module]:
     """The models of the checkpoints `paths`, frozen; without any, that of modern.py with the same settings and seed.
 
-    Raises UserError for a checkpoint that is missing, that saw another text or split, or that does not fit.
+    Raises UserError for a checkpoint that is missing, of another text or split, or of another architecture.
     """
     if not paths and config.minutes:
         raise UserError("--minutes settles the steps later: name models to learn from with --teachers")
     if not paths and not has_default_teacher(config, corpus):
         command = as_typed(MODERN, default_teacher(config))
-        raise UserError(f"there is no model to learn from; first run {command}, or name some with --teachers")
+        raise UserError(f"there is no teacher; first run {command}, or name checkpoints with --teachers")
     return [_load(language_model, path, config, corpus) for path in paths or [_default_path(config, corpus)]]
 
 
 def default_teacher(config: ScaledConfig) -> ScaledConfig:
-    """The settings of the modern.py that a run with `config` learns from: those that both have."""
+    """The settings of modern.py that a run with `config` learns from by default: those that both have."""
     same = {field.name: getattr(config, field.name) for field in fields(ScaledConfig)}
     return ScaledConfig(**same | {"resume": False})
 
 
 def has_default_teacher(config: ScaledConfig, corpus: Corpus) -> bool:
-    """Whether that run's model is saved, and is of the present code."""
+    """Whether the default teacher is saved, and is of the present code."""
     try:
         metadata = load_checkpoint(_default_path(config, corpus))["metadata"]
     except UserError:

@@ -1,4 +1,4 @@
-"""How many threads of the CPU a run uses. Beside another busy process fewer can be several times as fast."""
+"""How many CPU threads a run uses. If another process is busy, fewer threads can be several times as fast."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from training.config import TrainConfig
 from training.resume import threads_before
 from training.throughput import Throughput
 
-WORTH_TIMING = 60  # seconds; a shorter run takes the threads that torch does
-FASTER = 0.9  # of the time with more threads: what is gained by less may be chance
+WORTH_TIMING = 60  # seconds; a shorter run keeps torch's own number of threads
+FASTER = 0.9  # of the time with more threads; a smaller gain may be chance
 
 
 @contextlib.contextmanager
 def threads_put_back() -> Iterator[None]:
-    """After what is inside, torch has as many threads as before: other runs may follow in this process."""
+    """Afterwards torch has as many threads as before, for other runs in this process."""
     before = torch.get_num_threads()
     try:
         yield
@@ -32,9 +32,9 @@ def threads_put_back() -> Iterator[None]:
 def choose_threads(
     measure: Callable[[], Throughput], config: TrainConfig, corpus: Corpus, rung: str
 ) -> tuple[TrainConfig, Throughput]:
-    """`config` with its number of threads, where that is not what torch takes by itself, and what `measure` says then.
+    """`config` with its number of threads, if that is not torch's own, and the throughput that `measure` returns then.
 
-    A run that is resumed keeps the number that it had.
+    A resumed run keeps its number.
     """
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
@@ -49,14 +49,14 @@ def choose_threads(
 
 
 def threads_are_free(device: torch.device) -> bool:
-    """Whether a run on `device` may choose their number: neither the environment nor torchrun has."""
+    """Whether a run on `device` may choose the number: neither the environment nor torchrun sets it."""
     return device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and not ranks.launched()
 
 
 def with_fastest_threads(measure: Callable[[], Throughput], config: TrainConfig) -> Throughput:
-    """What `measure` says with all, half or one of torch's threads, whichever steps fastest; torch has these then.
+    """The throughput with all, half or one of torch's threads, whichever is fastest; torch then keeps that number.
 
-    Half and one are tried in a run long enough for it, and as long as fewer are faster.
+    Half and one are tried only in a long run, and only while fewer are faster.
     """
     every, best = torch.get_num_threads(), measure()
     chosen = every

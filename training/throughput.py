@@ -21,7 +21,7 @@ from training.state import State
 
 TRIAL_SECONDS = 0.5  # of the steps that are timed, about
 TRIAL_TOKENS = 1024  # to evaluate
-TRIAL_RATE = 1e-3  # the learning rate at most: a rate so high that the loss explodes is for the run itself to tell
+TRIAL_RATE = 1e-3  # the highest learning rate of a trial: at a higher one the loss may explode
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Throughput:
     sample: float
 
     def seconds(self, config: TrainConfig, done: int = 0) -> float:
-        """What a run takes from its first evaluation to its sample, where `done` steps are done already."""
+        """The seconds from the first evaluation to the sample, if `done` steps are already done."""
         evaluations = 1 + -(-(config.steps - done) // config.eval_interval)
         return (config.steps - done) * self.step + evaluations * self.evaluation + self.sample
 
     def observed(self, ended: list[float], evaluation: float) -> Throughput:
-        """As measured in the run's beginning. ended: when each of its steps did, by a clock in seconds.
+        """As measured in the run's beginning. ended: when each step ended, by a clock in seconds.
 
         After fewer than four steps the trial's step time is kept.
         """
@@ -54,14 +54,14 @@ def epochs(config: TrainConfig, corpus: Corpus) -> float:
 def measure_throughput(
     model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, *, compiled: bool = False
 ) -> Throughput:
-    """Train `model` for a few steps with the loop itself, evaluate and sample a little, and put everything back.
+    """Train `model` for a few steps with the loop itself, evaluate and sample a little, and restore everything.
 
-    It changes nothing of what follows: weights and random states are put back. Every rank takes part, since they step
+    It does not change what follows: weights and random states are restored. All ranks take part, because they step
     together; all get rank 0's result.
     """
     device = corpus.train.device
     weights = copy.deepcopy(model.state_dict())
-    kind = "cuda" if device.type == "cpu" else device.type  # the CPU's own random state is always among those kept
+    kind = "cuda" if device.type == "cpu" else device.type  # the CPU's random state is always restored too
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=kind):
         try:
             step = _step_seconds(model, corpus, config, precision, compiled)
@@ -77,10 +77,10 @@ def measure_throughput(
 
 
 def _step_seconds(model: nn.Module, corpus: Corpus, config: TrainConfig, precision: str, compiled: bool) -> float:
-    """Mean seconds of a step, of the loop itself on a corpus with next to nothing to evaluate.
+    """Mean seconds of a step of the loop itself, on a corpus with a very short validation split.
 
-    A batch that is worked through in parts is timed by one part. The first step is slower than all others, the second
-    says how many more are worth timing, in one go.
+    If a batch is processed in parts, one part is timed. The first step is slower than all others; the second decides
+    how many more are timed.
     """
     short = replace(corpus, val=corpus.val[: config.block_size + 1])
     batch_size = min(config.batch_size, ranks.world_size() * micro_batch(corpus.train.device, config.block_size))

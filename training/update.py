@@ -34,12 +34,12 @@ def compute_gradients(
 ) -> Tensor:
     """Add the gradients of a batch's mean loss to the weights of `forward`; returns that loss, a scalar.
 
-    idx, targets: int64 (B, T). micro_batch: how many sequences to run forward and backward at a time; it limits memory
-    and changes nothing else. A DistributedDataParallel `forward` averages gradients over its processes, once a batch.
+    idx, targets: int64 (B, T). micro_batch: how many sequences to run forward and backward at a time, to limit memory;
+    the result is the same. A DistributedDataParallel `forward` averages gradients over its processes, once a batch.
     """
     loss = torch.zeros((), device=idx.device)
     parts = list(zip(idx.split(micro_batch), targets.split(micro_batch), strict=True))
-    with autocast(idx.device, precision):  # one for all parts, so that each weight is cast once
+    with autocast(idx.device, precision):  # one context for all parts, so that each weight is cast once
         for number, (x, y) in enumerate(parts, start=1):
             not_yet = number < len(parts) and hasattr(forward, "no_sync")
             with forward.no_sync() if not_yet else contextlib.nullcontext():
@@ -51,7 +51,7 @@ def compute_gradients(
 
 
 def apply_update(optimizers: list[Optimizer], learning_rate: float, device: torch.device, precision: str) -> None:
-    """Let every optimizer take a step. Those that have matmuls, as Muon does, get them in `precision` too."""
+    """Let every optimizer take a step. Matmuls of optimizers, such as Muon's, run in `precision` too."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate

@@ -1,4 +1,4 @@
-"""What the page draws: the loss curves, and what Muon makes of an update."""
+"""The figures of the page: the loss curves, and the singular values of an update of Muon."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def loss_curve(results: Results, label: str) -> Chart:
 
 
 def singular_values(trained: Trained, corpus: Corpus) -> Chart:
-    """Of the gradient of a matrix, before and after the rung's `newton_schulz`: by a batch of the train split."""
+    """Singular values of a matrix's gradient, on a batch, before and after the rung's `newton_schulz`."""
     model, config = trained.model, trained.config
     idx, targets = corpus.batch(0, 0, config.batch_size, config.block_size)
     cross_entropy(model(idx), targets).backward()

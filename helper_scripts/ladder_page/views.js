@@ -58,7 +58,7 @@ class Remote {
     this.worker.postMessage(task);
     return new Promise((resolve) => this.waiting.push(resolve));
   }
-  /** While one text is being read, only the last of those that come meanwhile is kept. */
+  /** While one text is being read, only the latest of the texts that arrive is kept. */
   async read(ids, done) {
     this.latest = ids;
     if (this.busy) return;
@@ -78,9 +78,9 @@ class Remote {
 }
 
 const models = new Map(); // by the name of the rung
-const read = new Map(); // what each made of the text: {ids, rows}
+const read = new Map(); // what each computed for a text: {ids, rows}
 
-/** The part of what a rung made of an earlier text that holds for this one too: up to where they first differ. */
+/** The rows of a rung's earlier text that hold for this text too: up to where the texts first differ. */
 function rowsOf(rung) {
   const { ids, rows } = read.get(rung.name) ?? { ids: [], rows: [] };
   let same = 0;
@@ -176,10 +176,10 @@ function tint(span, p, colour) {
   span.style.setProperty("--tint", colour);
 }
 
-/** The number of the character that is looked at. */
+/** The number of the character that the page tells about. */
 const place = () => state.hover ?? state.pin ?? state.ids.length;
 
-/** Make the character that the pointer, or a finger, is at the one that is looked at. */
+/** Tell about the character under the pointer or finger. */
 function follow(container) {
   const at = (event) => event.target.closest("[data-i]")?.dataset.i;
   container.addEventListener("pointermove", (event) => at(event) && move({ hover: Number(at(event)) }));
@@ -210,7 +210,7 @@ function attentionTo(i) {
   return { first: row.first, weights };
 }
 
-/** Everything that depends on the character that is looked at. */
+/** Everything that depends on this character. */
 function showPlace() {
   const i = place(), reading = $("reading"), attention = attentionTo(i);
   for (const [s, span] of [...spans(reading, true)].entries()) {
@@ -243,7 +243,7 @@ function showGuesses(i) {
       i === 0 ? "Nothing comes before the first character, so there is nothing to guess from."
       : rung.live ? "Reading \u2026"
       : loss === undefined ? "This rung does not run in the page. Pick a passage to see the loss of each character."
-      : `It lost ${loss.toFixed(2)} nats on \u201c${visible(state.text[i])}\u201d.`;
+      : `Its loss on \u201c${visible(state.text[i])}\u201d is ${loss.toFixed(2)} nats.`;
     return $("guesses").replaceChildren(el("p", { textContent: reading.ariaValueText }));
   }
   const p = probabilities(row), order = [...p.keys()].sort((a, b) => p[b] - p[a]);
@@ -254,7 +254,7 @@ function showGuesses(i) {
       el("div", {}, bar), el("span", { className: "value", textContent: percent(p[id]) }));
   });
   const verdict = next === undefined
-    ? "Nothing follows yet: type it, or let the model write on, below."
+    ? "Nothing follows yet: type more, or let the model write on, below."
     : `It was \u201c${visible(state.text[i])}\u201d: probability ${percent(p[next])}, ` +
       `loss ${(-Math.log(p[next])).toFixed(2)} nats, number ${order.indexOf(next) + 1} of its guesses.`;
   $("guesses").replaceChildren(el("p", {}, "After ", el("code", { textContent: before }), " it expects"), ...bars,

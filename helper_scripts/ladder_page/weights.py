@@ -53,6 +53,6 @@ def rounded(trained: Trained) -> Trained:
 
 
 def cache_of(trained: Trained) -> str | None:
-    """What of the past the model keeps: nothing; keys and values at learned positions; or those of rotary ones."""
+    """The kind of cache: None, "learned" (for a position table) or "rotary"."""
     kept = caches(trained.model)
     return ("rotary" if all(cache.window is not None for cache in kept) else "learned") if kept else None
