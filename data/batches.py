@@ -1,4 +1,4 @@
-"""How a text is split, and which of its windows are a batch: what a run reads, from its seed and step alone."""
+"""How a text is split, and which of its windows make a batch: that depends on the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def epoch_starts(length: int, seed: int, epoch: int, block_size: int) -> np.ndar
     worth at the ends of the text is left out for that, another part of it in each epoch.
     """
     windows = max(1, length // block_size - 1)
-    rng = np.random.default_rng((seed, epoch, windows))  # three numbers, where random windows have two
+    rng = np.random.default_rng((seed, epoch, windows))  # three numbers; random windows have two
     offset = rng.integers(length - windows * block_size)
     return offset + block_size * rng.permutation(windows)
 

@@ -40,11 +40,11 @@ class Corpus:
         return cls(name, sha256, tokenizer, train, val)
 
     def to(self, device: torch.device) -> Corpus:
-        """The same corpus with its ids on `device`: moved once, so that no batch has to be."""
+        """The same corpus with its ids on `device`: moved once, not batch by batch."""
         return replace(self, train=self.train.to(device), val=self.val.to(device))
 
     def check_context(self, block_size: int) -> None:
-        """Raises UserError where a split cannot hold one window: `block_size` characters and the one after."""
+        """Raises UserError if a split cannot hold one window: `block_size` characters and the one after."""
         shortest = min(len(self.train), len(self.val))
         if shortest <= block_size:
             raise UserError(
@@ -61,6 +61,6 @@ class Corpus:
         """
         windows = batch_windows(len(self.train), seed, step, batch_size, block_size, sampling)  # (B, T+1)
         if cuda := self.train.is_cuda:
-            windows = windows.pin_memory()  # a copy from pinned memory is the only one that the CPU need not wait for
+            windows = windows.pin_memory()  # the CPU does not wait for a copy from pinned memory
         ids = self.train[windows.to(self.train.device, non_blocking=cuda)].long()
         return ids[:, :-1], ids[:, 1:]

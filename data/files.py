@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are replaced completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` once the block has ended without an error.
+    """A file to write to. It replaces `path` when the block ends without an error.
 
     By then it is on disk. Raises OSError where that fails; what was at `path` is then still there. Folders are made.
     """
-    path = path.resolve()  # of a link, the file that it leads to
+    path = path.resolve()  # for a link, the file that it points to
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)  # gone already where all went well
+            temporary.unlink(missing_ok=True)  # without an error, it is gone already
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The log of losses: one CSV, a row an evaluation, only ever appended to."""
+"""The log of losses: one CSV with a row for each evaluation. Rows are only appended."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ COLUMNS = {
     "rung": str,  # its file's name
     "seed": int,
     "step": int,  # updates done when this row was measured
-    "steps": int,  # updates the run is to do in all
-    "train_loss": float,  # nats per character on the start of the train split, a quarter as long as the other
+    "steps": int,  # updates of the whole run
+    "train_loss": float,  # nats per character on a quarter as much text, from the start of the train split
     "val_loss": float,  # nats per character on the validation split, exact
     "tokens": int,  # characters trained on so far, repeats counted
-    "seconds": float,  # spent training so far, evaluations not counted
+    "seconds": float,  # of training so far, without evaluations
     "parameters": int,
     "device": str,
     "precision": str,
     "corpus": str,
     "corpus_sha256": str,  # its first 12 digits
     "config": str,  # hash of every setting that shapes the result
-    "flags": str,  # those of these settings that are not the rung's own defaults; empty for a plain run
+    "flags": str,  # the settings that differ from the rung's defaults; empty if none does
     "rung_code": str,  # hash of the rung's code, without its settings, docstrings and comments
     "shared_code": str,  # hash of the shared code that shapes a result (training/provenance.py)
     "commit": str,  # of the repository; a trailing + means uncommitted changes
@@ -45,11 +45,11 @@ COLUMNS = {
     "threads": int,  # of torch, in each process
 }
 
-TAIL = 1 << 16  # bytes at the end of the file that hold the last line for certain
+TAIL = 1 << 16  # bytes at the end of the file; longer than any line
 
 
 class LossLog:
-    """Appends whole rows to a CSV under a lock, so that any number of runs may share it.
+    """Appends whole rows to a CSV under a lock, so that several runs can share it.
 
     The lock is the operating system's: it ends with the process that holds it, so a dead process blocks no other.
     """
@@ -59,11 +59,11 @@ class LossLog:
         self._lock = FileLock(self.path.with_name(self.path.name + ".lock"))
 
     def check(self) -> None:
-        """Raises UserError where a row could not be appended: before an hour of training rather than after."""
+        """Raises UserError if no row can be appended: better before an hour of training than after it."""
         self._locked()
 
     def append(self, row: dict) -> None:
-        """Add one row, with a value for every column. On disk when this returns."""
+        """Add one row, with a value for every column. It is on disk when this returns."""
         if row.keys() != COLUMNS.keys():
             raise KeyError(f"a row has the columns {list(COLUMNS)}, not {list(row)}")
         line = io.StringIO()
@@ -77,7 +77,7 @@ class LossLog:
                 if file.write(data) < len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
-            except OSError:  # a full disk, say: half a line would be worse than none
+            except OSError:  # a full disk, for example: take back what was written of the line
                 file.truncate(end)
                 raise
 
@@ -89,12 +89,12 @@ class LossLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():
                 raise OSError(errno.EINVAL, "it is not a file that rows can be added to")
-            with tempfile.TemporaryFile(dir=self.path.parent):  # where no file can be made, filelock waits for ever
+            with tempfile.TemporaryFile(dir=self.path.parent):  # filelock would wait forever if no file can be made
                 pass
             with self._lock:
                 is_new = not self.path.exists()
                 try:
-                    with self.path.open("ab+", buffering=0) as file:  # a buffer would write what was to be taken back
+                    with self.path.open("ab+", buffering=0) as file:  # a buffer would still write what was taken back
                         self._refuse_damage(file)
                         if action:
                             action(file)
@@ -107,7 +107,7 @@ class LossLog:
             ) from None
 
     def _refuse_damage(self, file) -> None:
-        """A row after a torn line would be lost with it, one under other columns would mean something else."""
+        """A row after half a line would be lost with it; a row under other columns would be wrong."""
         end = file.seek(0, os.SEEK_END)
         if end == 0:
             return
@@ -130,7 +130,7 @@ def read_log(path: Path) -> pd.DataFrame:
 
     A row that is there twice, as after two logs were merged, counts once.
     """
-    import pandas as pd  # here, for a run need not wait for it
+    import pandas as pd  # here, because runs do not need it and it takes long to import
 
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Where the text comes from: a file, the network, or, without a network, Python's own documentation."""
+"""Where the text comes from: a file, the network or, without a network, Python's own documentation."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def load_corpus(which: str = "auto", holdout: bool = False, *, data_dir: Path = 
 
 
 def _fetch(data_dir: Path, url: str) -> None:
-    """Download to a temporary file, check the hash, and only then move it to its place; all of it pooch's work."""
-    import pooch  # here: a user who has the text does not need it
+    """Download the text with pooch: to a temporary file, which is moved when its hash is right."""
+    import pooch  # here, because only a download needs it
 
     pooch.get_logger().setLevel("WARNING")  # the progress bar says enough
     fetcher = pooch.create(path=data_dir, base_url=url, registry={FILE: f"sha256:{SHA256}"}, retry_if_failed=RETRIES)
