@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,6 +182,20 @@ def test_int8_is_within_half_a_step(small):
     for name, tensor in trained.model.state_dict().items():
         step = tensor.abs().amax(dim=-1, keepdim=True) / 127 if tensor.ndim == 2 else torch.tensor(0.0)
         assert ((decoded[name] - tensor).abs() <= 0.501 * step).all(), name
+
+
+@torch.no_grad()
+def test_int8_hardly_changes_the_loss(committed, small, shakespeare):
+    """The change that the page tells is the one that the packed weights make, and it is small on the committed page."""
+    told = [rung["live"]["rounding"] for rung in committed[0]["rungs"] if rung["live"] and rung["live"]["large"]]
+    assert len(told) == 2 and max(map(abs, told)) < 0.003
+    trained = replace(random_model(modern, small), tokenizer=shakespeare.tokenizer)
+    packed = as_torch(weights.pack(trained, int8=True) | {"config": vars(trained.config)})
+    ids = shakespeare.tokenizer.encode(TEXT[:9]).long()
+    fp32, int8 = (F.cross_entropy(model(ids[None, :-1])[0], ids[1:]).item() for model in (trained.model, packed))
+    facts = page.live_facts(page.Rung("modern", None, trained, trained, None), [{"text": TEXT[:9]}])
+    assert facts["rounding"] == pytest.approx(int8 - fp32, abs=1e-3)  # losses have three decimals
+    assert abs(int8 - fp32) > 2e-3
 
 
 # What is on the page

@@ -36,7 +36,7 @@ def diff(rung: str, before: str | None) -> list[dict]:
     """
     new = _code(rung)
     if before is None:
-        return [{"sign": " ", "html": html} for _, html in new]
+        return _without_blank_ends([{"sign": " ", "html": html} for _, html in new])
     old, lines = _code(before), []
     matcher = difflib.SequenceMatcher(None, [text for text, _ in old], [text for text, _ in new], autojunk=False)
     for number, group in enumerate(matcher.get_grouped_opcodes(CONTEXT)):

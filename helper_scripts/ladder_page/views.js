@@ -310,7 +310,7 @@ const headsOf = ({ live }) =>
 /** A map for every head: which character attends how much to which. */
 function showMaps() {
   const rung = rungs[state.rung], rows = rowsOf(rung), T = rows.length, maps = $("maps");
-  document.querySelector(".attention").hidden = !rung.live?.layers;
+  document.querySelectorAll(".attention").forEach((part) => (part.hidden = !rung.live?.layers));
   if (!rung.live?.layers || !T) return maps.replaceChildren();
   const { heads, block_size } = rung.live, banded = block_size <= 16;
   $("attention-note").textContent = banded ? BANDED : SQUARE;
