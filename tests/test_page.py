@@ -410,6 +410,9 @@ def test_a_character_that_no_model_knows_is_left_out(opened):
     assert all(f"\u201c{character}\u201d" in notice for character in "\u00e9\u67717\U0001f600") and "left out" in notice
     tab.locator("#text").fill("cafe")
     assert tab.locator("#notice").inner_text() == ""
+    tab.locator("#text").fill("to be or not " * 400)
+    assert len(tab.locator("#text").input_value()) == 240
+    assert "Only the first 240 characters" in tab.locator("#notice").inner_text()
     tab.locator("#text").fill("")
     assert "Nothing comes before" in tab.locator("#guesses").inner_text()
 
