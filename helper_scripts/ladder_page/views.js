@@ -111,8 +111,7 @@ function mean(losses) {
   return complete ? known.reduce((a, b) => a + b) / known.length : undefined;
 }
 
-let round = 0;
-
+let round = 0; // counts the texts
 const isSmall = ({ live }) => live && !live.large;
 
 /** Let every model read the text: the workers meanwhile, the small ones here for some 30 ms before each drawing. */
@@ -128,12 +127,11 @@ function readText() {
     showAll();
     if (queue.length) setTimeout(step);
   };
-  for (const [name, model] of models) {
-    if (model instanceof Remote) model.read(ids, (ids, rows) => {
-      read.set(name, { ids, rows });
-      showAll();
-    });
-  }
+  const take = (name) => (ids, rows) => {
+    read.set(name, { ids, rows });
+    showAll();
+  };
+  for (const [name, model] of models) if (model instanceof Remote) model.read(ids, take(name));
   step();
 }
 
@@ -150,15 +148,15 @@ function readAhead() {
 /** Take over a text, without the characters that no model knows. */
 function setText(typed) {
   const known = (character) => alphabet.includes(character);
-  const alike = Array.from(typed, (character) => (known(character) ? character : (ALIKES[character] ?? character)));
-  const unknown = [...new Set(Array.from(alike.join("")))].filter((character) => !known(character));
-  const kept = Array.from(alike.join("")).filter(known), text = kept.slice(0, LONGEST).join("");
+  const characters = Array.from(typed).flatMap((each) => (known(each) ? each : Array.from(ALIKES[each] ?? each)));
+  const unknown = [...new Set(characters)].filter((character) => !known(character));
+  const kept = characters.filter(known), text = kept.slice(0, LONGEST).join("");
   const quoted = unknown.slice(0, 8).map((character) => `\u201c${character}\u201d`).join(", ");
   const signs = alphabet.filter((character) => !/[A-Za-z\s]/.test(character)).join(" ");
   const notices = [];
   if (kept.length > LONGEST) notices.push(`Only the first ${LONGEST} characters are kept.`);
   if (unknown.length) notices.push(`${quoted} left out: no model has seen ${unknown.length > 1 ? "them" : "it"}. ` +
-    `They know A to Z, a to z, space, line break and ${signs}`);
+    `The models know A to Z, a to z, space, line break and ${signs}`);
   $("notice").textContent = notices.join(" ");
   if ($("text").value !== text) {
     const caret = Math.max(0, $("text").selectionStart - (typed.length - text.length));
