@@ -25,7 +25,7 @@ PLAIN = re.compile(r'<span class="(?:n|p|o|w|bp|nb|nn|si|vm)">(.*?)</span>')
 def explanation(rung: str) -> tuple[str, list[str]]:
     """The first line of the rung's docstring, and the paragraphs after it."""
     docstring = ast.get_docstring(ast.parse(rung_path(rung).read_text(encoding="utf-8"))) or rung
-    title, *paragraphs = re.split(r"\n\s*\n", docstring)
+    title, *paragraphs = re.split(r"\n\s*\n", docstring.replace("-\n", "-"))  # "sub-" and "layer", on two lines
     return " ".join(title.split()).rstrip("."), [" ".join(paragraph.split()) for paragraph in paragraphs]
 
 
