@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,6 +182,20 @@ def test_int8_is_within_half_a_step(small):
     for name, tensor in trained.model.state_dict().items():
         step = tensor.abs().amax(dim=-1, keepdim=True) / 127 if tensor.ndim == 2 else torch.tensor(0.0)
         assert ((decoded[name] - tensor).abs() <= 0.501 * step).all(), name
+
+
+@torch.no_grad()
+def test_int8_hardly_changes_the_loss(committed, small, shakespeare):
+    """The change that the page tells is the one that the packed weights make, and it is small on the committed page."""
+    told = [rung["live"]["rounding"] for rung in committed[0]["rungs"] if rung["live"] and rung["live"]["large"]]
+    assert len(told) == 2 and max(map(abs, told)) < 0.003
+    trained = replace(random_model(modern, small), tokenizer=shakespeare.tokenizer)
+    packed = as_torch(weights.pack(trained, int8=True) | {"config": vars(trained.config)})
+    ids = shakespeare.tokenizer.encode(TEXT[:9]).long()
+    fp32, int8 = (F.cross_entropy(model(ids[None, :-1])[0], ids[1:]).item() for model in (trained.model, packed))
+    facts = page.live_facts(page.Rung("modern", None, trained, trained, None), [{"text": TEXT[:9]}])
+    assert facts["rounding"] == pytest.approx(int8 - fp32, abs=1e-3)  # losses have three decimals
+    assert abs(int8 - fp32) > 2e-3
 
 
 # What is on the page
@@ -395,6 +410,9 @@ def test_a_character_that_no_model_knows_is_left_out(opened):
     assert all(f"\u201c{character}\u201d" in notice for character in "\u00e9\u67717\U0001f600") and "left out" in notice
     tab.locator("#text").fill("cafe")
     assert tab.locator("#notice").inner_text() == ""
+    tab.locator("#text").fill("to be or not " * 400)
+    assert len(tab.locator("#text").input_value()) == 240
+    assert "Only the first 240 characters" in tab.locator("#notice").inner_text()
     tab.locator("#text").fill("")
     assert "Nothing comes before" in tab.locator("#guesses").inner_text()
 
@@ -409,7 +427,7 @@ def test_a_rung_writes_on_the_same_for_the_same_seed(opened, rung):
         tab.locator("#write").click()
         until(tab, "document.getElementById('written').textContent.length > 160")
         tab.locator("#write").click()
-        until(tab, "document.getElementById('write').textContent === 'Write on'")
+        until(tab, "document.getElementById('write').textContent === 'Continue'")
         written.append(tab.locator("#written").text_content()[:160])
     assert written[0] == written[2] != written[1]
 

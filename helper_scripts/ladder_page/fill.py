@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -29,6 +30,7 @@ def fill(contents: dict) -> bytes:
         data=in_script(contents["data"]),
         models={rung: in_script(model) for rung, model in contents["models"].items()},
         vocab_size=len(contents["data"]["alphabet"]),
+        uniform_loss=math.log(len(contents["data"]["alphabet"])),
         inline=inline,
         hashes={name: _hash(text) for name, text in inline.items()},
     )

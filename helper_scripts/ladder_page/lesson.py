@@ -25,7 +25,7 @@ PLAIN = re.compile(r'<span class="(?:n|p|o|w|bp|nb|nn|si|vm)">(.*?)</span>')
 def explanation(rung: str) -> tuple[str, list[str]]:
     """The first line of the rung's docstring, and the paragraphs after it."""
     docstring = ast.get_docstring(ast.parse(rung_path(rung).read_text(encoding="utf-8"))) or rung
-    title, *paragraphs = re.split(r"\n\s*\n", docstring)
+    title, *paragraphs = re.split(r"\n\s*\n", docstring.replace("-\n", "-"))  # "sub-" and "layer", on two lines
     return " ".join(title.split()).rstrip("."), [" ".join(paragraph.split()) for paragraph in paragraphs]
 
 
@@ -36,7 +36,7 @@ def diff(rung: str, before: str | None) -> list[dict]:
     """
     new = _code(rung)
     if before is None:
-        return [{"sign": " ", "html": html} for _, html in new]
+        return _without_blank_ends([{"sign": " ", "html": html} for _, html in new])
     old, lines = _code(before), []
     matcher = difflib.SequenceMatcher(None, [text for text, _ in old], [text for text, _ in new], autojunk=False)
     for number, group in enumerate(matcher.get_grouped_opcodes(CONTEXT)):

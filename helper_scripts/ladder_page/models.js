@@ -203,7 +203,7 @@ BLOCKS.gpt = BLOCKS.pre_norm; // rung 8 has more of it
 
     ids: T character ids. memory: what an earlier call of the same text left behind; it is continued. */
 function forward(model, ids, memory) {
-  const { rung, config, weights: p } = model;
+  const { rung, weights: p } = model;
   if (rung === "bigram") return embedding(ids, p.token_embedding);
   return (p.blocks?.[0].conv1 ? modern : p.blocks ? gpt : attentionAlone)(model, ids, memory);
 }
@@ -256,20 +256,20 @@ class Reader {
     this.seen = new Map(); // without a cache: a window's ids -> its last row; with one: a window's start -> its memory
   }
 
-  /** What is expected after each character of ids: [{logits (V), first, weights: (H, n) of each layer}, ...].
+  /** What is expected after each character of ids: [{logits (V), weights: (H, n) of each layer}, ...].
 
-      The n weights of a head are those of the characters from `first` on. */
+      The n weights of a head are those of the last n characters. */
   read(ids) {
     if (this.model.cache) return this.readCached(ids);
     const T = this.model.config.block_size;
     return ids.map((_, t) => { // a full window moves on by one character, and everything is computed anew
-      const first = Math.max(0, t + 1 - T), window = ids.slice(first, t + 1), key = window.join();
+      const window = ids.slice(Math.max(0, t + 1 - T), t + 1), key = window.join();
       if (this.seen.size > 10000) this.seen.clear();
       if (!this.seen.has(key)) {
         const memory = extended(newMemory(this.model), this.model, window);
         this.seen.set(key, rowOf(memory, window.length - 1));
       }
-      return { first, ...this.seen.get(key) };
+      return this.seen.get(key);
     });
   }
 
@@ -282,8 +282,7 @@ class Reader {
       const window = hop === Infinity ? ids : ids.slice(start, start + T);
       const memory = extended(this.seen.get(start) ?? newMemory(this.model), this.model, window);
       this.seen.set(start, memory);
-      for (let t = rows.length - start; t < window.length; t++)
-        rows.push({ first: start + Math.max(0, t + 1 - T), ...rowOf(memory, t) });
+      for (let t = rows.length - start; t < window.length; t++) rows.push(rowOf(memory, t));
     }
     return rows;
   }

@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
 const { alphabet, rungs } = data;
 const WORST = 5; // nats at which the colour is darkest
+const LONGEST = 240; // characters of a text
 const WRITTEN = 400; // characters to write on at most
 const ALIKES = { "\u2018": "'", "\u2019": "'", "\u201c": "'", "\u201d": "'", '"': "'", "\u2013": "-", "\u2014": "--" };
 
@@ -26,6 +27,12 @@ function el(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Set a style, unless it is set already: most of them stay as they are. */
+function style(element, name, value) {
+  const styles = (element.styles ??= {});
+  if (styles[name] !== value) element.style.setProperty(name, (styles[name] = value));
+}
+
 const visible = (character) => ({ "\n": "\u21b5", " ": "\u2423" })[character] ?? character;
 const percent = (p) => (p < 0.001 ? "<0.1%" : `${(100 * p).toFixed(p < 0.1 ? 1 : 0)}%`);
 
@@ -35,8 +42,8 @@ class Local {
   constructor(json) {
     this.reader = new Reader(unpack(JSON.parse(json)));
   }
-  read(ids, done) {
-    done(ids, this.reader.read(ids));
+  read(ids) {
+    return this.reader.read(ids);
   }
   async write(given) {
     this.text = writeOn(this.reader, given.ids, given);
@@ -104,24 +111,36 @@ function mean(losses) {
   return complete ? known.reduce((a, b) => a + b) / known.length : undefined;
 }
 
-let round = 0;
+let round = 0; // counts the texts
+const isSmall = ({ live }) => live && !live.large;
 
-/** Let every model read the text: the chosen one first, then the others, a few milliseconds' worth at a time. */
+/** Let every model read the text: the workers meanwhile, the small ones here for some 30 ms before each drawing. */
 function readText() {
-  const mine = ++round, chosen = rungs[state.rung];
-  const queue = [chosen, ...rungs.filter((rung) => rung !== chosen)].filter((rung) => models.has(rung.name));
+  const mine = ++round, { ids } = state, chosen = rungs[state.rung];
+  const queue = [chosen, ...rungs.filter((rung) => rung !== chosen)].filter(isSmall);
   const step = () => {
-    const started = performance.now();
-    while (mine === round && queue.length && performance.now() - started < 30) {
-      const rung = queue.shift();
-      models.get(rung.name).read(state.ids, (ids, rows) => {
-        read.set(rung.name, { ids, rows });
-        show(rung);
-      });
+    if (mine !== round) return; // another text has come
+    for (const started = performance.now(); queue.length && performance.now() - started < 30; ) {
+      const { name } = queue.shift();
+      read.set(name, { ids, rows: models.get(name).read(ids) });
     }
-    if (mine === round && queue.length) setTimeout(step);
+    showAll();
+    if (queue.length) setTimeout(step);
   };
+  const take = (name) => (ids, rows) => {
+    read.set(name, { ids, rows });
+    showAll();
+  };
+  for (const [name, model] of models) if (model instanceof Remote) model.read(ids, take(name));
   step();
+}
+
+const idsOf = (text) => Array.from(text, (character) => alphabet.indexOf(character));
+
+/** Let the small models read the passages before one is picked, bit by bit: they keep what they have read. */
+function readAhead() {
+  const steps = data.passages.flatMap(({ text }) => rungs.filter(isSmall).map(({ name }) => [name, idsOf(text)]));
+  steps.forEach(([name, ids], k) => setTimeout(() => models.get(name).read(ids), 1000 + 100 * k));
 }
 
 // The text
@@ -129,26 +148,25 @@ function readText() {
 /** Take over a text, without the characters that no model knows. */
 function setText(typed) {
   const known = (character) => alphabet.includes(character);
-  const alike = Array.from(typed, (character) => (known(character) ? character : (ALIKES[character] ?? character)));
-  const unknown = [...new Set(Array.from(alike.join("")))].filter((character) => !known(character));
-  const text = Array.from(alike.join("")).filter(known).join("").slice(0, $("text").maxLength);
+  const characters = Array.from(typed).flatMap((each) => (known(each) ? each : Array.from(ALIKES[each] ?? each)));
+  const unknown = [...new Set(characters)].filter((character) => !known(character));
+  const kept = characters.filter(known), text = kept.slice(0, LONGEST).join("");
   const quoted = unknown.slice(0, 8).map((character) => `\u201c${character}\u201d`).join(", ");
   const signs = alphabet.filter((character) => !/[A-Za-z\s]/.test(character)).join(" ");
-  $("notice").textContent = unknown.length
-    ? `${quoted} left out: the models have never seen ${unknown.length > 1 ? "them" : "it"}. ` +
-      `They know A to Z, a to z, space, line break and ${signs}`
-    : "";
+  const notices = [];
+  if (kept.length > LONGEST) notices.push(`Only the first ${LONGEST} characters are kept.`);
+  if (unknown.length) notices.push(`${quoted} left out: no model has seen ${unknown.length > 1 ? "them" : "it"}. ` +
+    `The models know A to Z, a to z, space, line break and ${signs}`);
+  $("notice").textContent = notices.join(" ");
   if ($("text").value !== text) {
     const caret = Math.max(0, $("text").selectionStart - (typed.length - text.length));
     $("text").value = text;
     $("text").setSelectionRange(caret, caret);
   }
-  const ids = Array.from(text, (character) => alphabet.indexOf(character));
   const passage = data.passages.findIndex((each) => each.text === text);
-  Object.assign(state, { text, ids, passage, pin: null, hover: null });
+  Object.assign(state, { text, ids: idsOf(text), passage, pin: null, hover: null });
   for (const button of document.querySelectorAll("[data-passage]"))
     button.setAttribute("aria-pressed", Number(button.dataset.passage) === passage);
-  showAll();
   readText();
 }
 
@@ -172,8 +190,8 @@ function spans(container, open) {
 
 /** Colour a character, by p from 0 to 1; not at all where p is not known. */
 function tint(span, p, colour) {
-  span.style.setProperty("--p", Number.isFinite(p) ? Math.min(1, p).toFixed(3) : 0);
-  span.style.setProperty("--tint", colour);
+  const share = Number.isFinite(p) ? (100 * Math.min(1, p)).toFixed(1) : 0;
+  style(span, "background", `color-mix(in srgb, ${colour} ${share}%, transparent)`);
 }
 
 /** The number of the character that the page tells about. */
@@ -199,23 +217,22 @@ function showReading() {
   [...spans($("reading"), true)].forEach((span, i) => tint(span, losses[i] / WORST, "var(--surprise)"));
 }
 
-/** The weights with which the chosen rung attends where it predicts character i: {first, weights}, or null. */
+/** The weights with which the chosen rung attends where it predicts character i, of the last ones before it; or null. */
 function attentionTo(i) {
   const row = rowsOf(rungs[state.rung])[i - 1];
   if (!row?.weights.length) return null;
   const heads = rungs[state.rung].live.heads, n = row.weights[0].length / heads;
   const chosen = row.weights.flatMap((weights, layer) => Array.from({ length: heads }, (_, head) =>
     ["mean", `${layer}.${head}`].includes(state.head) ? [weights.subarray(head * n, (head + 1) * n)] : []).flat());
-  const weights = Array.from({ length: n }, (_, s) => chosen.reduce((sum, each) => sum + each[s], 0) / chosen.length);
-  return { first: row.first, weights };
+  return Array.from({ length: n }, (_, s) => chosen.reduce((sum, each) => sum + each[s], 0) / chosen.length);
 }
 
 /** Everything that depends on this character. */
 function showPlace() {
-  const i = place(), reading = $("reading"), attention = attentionTo(i);
+  const i = place(), reading = $("reading"), weights = attentionTo(i) ?? [];
   for (const [s, span] of [...spans(reading, true)].entries()) {
-    const weight = attention?.weights[s - attention.first] ?? 0;
-    span.style.setProperty("--w", Math.sqrt(weight).toFixed(3)); // as on the maps
+    const weight = weights[s - (i - weights.length)] ?? 0;
+    style(span, "--w", Math.sqrt(weight).toFixed(3)); // as on the maps
     span.classList.toggle("here", s === i);
   }
   for (const card of $("cards").children) {
@@ -254,7 +271,7 @@ function showGuesses(i) {
       el("div", {}, bar), el("span", { className: "value", textContent: percent(p[id]) }));
   });
   const verdict = next === undefined
-    ? "Nothing follows yet: type more, or let the model write on, below."
+    ? "Nothing follows yet: type more, or let the model continue, below."
     : `It was \u201c${visible(state.text[i])}\u201d: probability ${percent(p[next])}, ` +
       `loss ${(-Math.log(p[next])).toFixed(2)} nats, number ${order.indexOf(next) + 1} of its guesses.`;
   $("guesses").replaceChildren(el("p", {}, "After ", el("code", { textContent: before }), " it expects"), ...bars,
@@ -263,24 +280,19 @@ function showGuesses(i) {
   reading.ariaValueText = `After ${before}: ${verdict} Likeliest: ${likeliest}`;
 }
 
-/** The accent colour as red, green and blue. */
-function accent() {
-  const hex = getComputedStyle(document.documentElement).getPropertyValue("--accent").trim();
-  return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
-}
+let accent; // the accent colour, found anew when light turns dark
 
 /** Paint a canvas of width x height cells; value(x, y) from 0 to 1 is how much of the accent colour a cell gets. */
 function paint(canvas, width, height, value) {
+  accent ??= getComputedStyle(document.documentElement).getPropertyValue("--accent").trim().slice(1);
+  const [red, green, blue] = accent.match(/../g).map((hex) => parseInt(hex, 16));
   Object.assign(canvas, { width, height });
-  const context = canvas.getContext("2d"), image = context.createImageData(width, height);
-  const [red, green, blue] = accent();
-  for (let y = 0, at = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      image.data[at++] = red;
-      image.data[at++] = green;
-      image.data[at++] = blue;
-      image.data[at++] = 255 * value(x, y);
-    }
+  const context = canvas.getContext("2d"), image = context.createImageData(width, height), pixels = image.data;
+  for (let k = 0; k < width * height; k++) {
+    pixels[4 * k] = red;
+    pixels[4 * k + 1] = green;
+    pixels[4 * k + 2] = blue;
+    pixels[4 * k + 3] = 255 * value(k % width, Math.floor(k / width));
   }
   context.putImageData(image, 0, 0);
 }
@@ -296,22 +308,25 @@ const headsOf = ({ live }) =>
 /** A map for every head: which character attends how much to which. */
 function showMaps() {
   const rung = rungs[state.rung], rows = rowsOf(rung), T = rows.length, maps = $("maps");
-  document.querySelector(".attention").hidden = !rung.live?.layers;
+  document.querySelectorAll(".attention").forEach((part) => (part.hidden = !rung.live?.layers));
   if (!rung.live?.layers || !T) return maps.replaceChildren();
   const { heads, block_size } = rung.live, banded = block_size <= 16;
   $("attention-note").textContent = banded ? BANDED : SQUARE;
   maps.className = banded ? "banded" : "";
   if (maps.of !== rung.name || !maps.children.length) {
-    maps.of = rung.name;
+    Object.assign(maps, { of: rung.name, rows: [] });
     maps.replaceChildren(...headsOf(rung).map(([layer, head]) => makeMap(rung, layer, head, banded)));
   }
+  const isPainted = maps.rows.length === T && rows.every((row, t) => row === maps.rows[t]);
+  maps.rows = rows;
   headsOf(rung).forEach(([layer, head], k) => {
     const weight = (query, key) => {
-      const { first, weights } = rows[query], n = weights[layer].length / heads;
-      return key >= first && key <= query ? Math.sqrt(weights[layer][head * n + key - first]) : 0;
+      const weights = rows[query].weights[layer], n = weights.length / heads, first = query + 1 - n;
+      return key >= first && key <= query ? Math.sqrt(weights[head * n + key - first]) : 0;
     };
     const button = maps.children[k];
     button.setAttribute("aria-pressed", state.head === `${layer}.${head}`);
+    if (isPainted) return;
     if (banded) paint(button.firstChild, T, block_size, (x, y) => weight(x, x - (block_size - 1 - y)));
     else paint(button.firstChild, T, T, (x, y) => weight(y, x));
   });
@@ -339,20 +354,17 @@ function chooseHead(head) {
   showPlace();
 }
 
-const CELL = 9; // pixels of a cell of the table
-
-/** The bigram's probabilities, 65 rows of 65; the row of the character before number i is lit. */
+/** The bigram's probabilities, a row for each character; the row of the one before number i is framed. */
 function showTable(i) {
   const rung = rungs[state.rung], shown = rung.name === "bigram" && rung.live;
   document.querySelector(".table").hidden = !shown;
   if (!shown) return;
   const { reader } = models.get("bigram"), V = alphabet.length, here = state.ids[i - 1];
   const table = (reader.table ??= alphabet.map((_, id) => softmax(reader.read([id])[0].logits)));
-  paint($("table"), V * CELL, V * CELL, (x, y) => {
-    const row = Math.floor(y / CELL), onEdge = [0, CELL - 1].includes(y % CELL);
-    if (row === here && onEdge) return 1;
-    return Math.sqrt(table[row][Math.floor(x / CELL)]) * (here === undefined || row === here ? 1 : 0.55);
-  });
+  paint($("table"), V, V, (x, y) => Math.sqrt(table[y][x]));
+  $("table-row").hidden = here === undefined;
+  style($("table-row"), "top", `${(100 * here) / V}%`);
+  style($("table-row"), "height", `${100 / V}%`);
   const order = `Rows and columns, in order: ${alphabet.map(visible).join("")}.`;
   if (here === undefined) return ($("table-note").textContent = order);
   const best = table[here].indexOf(Math.max(...table[here]));
@@ -406,17 +418,7 @@ function showRung(number) {
     tint(span, Math.abs(values[i]) / (gain ? 2 : WORST), values[i] > 0 ? "var(--surprise)" : "var(--better)"));
 }
 
-// What changed, and what is shown anew
-
-function show(rung) {
-  const number = rungs.indexOf(rung);
-  rungs.forEach((other, k) => (k === number || other.before === rung.name) && showRung(k));
-  if (number === state.rung) {
-    showReading();
-    showMaps();
-  }
-  showPlace();
-}
+// What is shown anew
 
 function showAll() {
   rungs.forEach((_, number) => showRung(number));
@@ -442,8 +444,8 @@ function chooseRung(number) {
   $("head").value = state.head;
   writing = null;
   $("written").textContent = "";
-  history.replaceState(null, "", `#rung=${rung.name}`);
   showAll();
+  history.replaceState(null, "", `#rung=${rung.name}`);
 }
 
 // Writing on
@@ -468,7 +470,7 @@ async function write() {
   }
   if (writing && writing !== mine) return; // another text has begun
   writing = null;
-  $("write").textContent = "Write on";
+  $("write").textContent = "Continue";
 }
 
 // The start
@@ -502,11 +504,16 @@ function start() {
     document.querySelector("output").textContent = Number($("temperature").value).toFixed(1);
   });
   $("write").addEventListener("click", () => (writing ? (writing = null) : write()));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showAll);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    accent = null;
+    $("maps").replaceChildren();
+    showAll();
+  });
   const named = rungs.findIndex((rung) => `#rung=${rung.name}` === location.hash);
-  const first = rungs.findLastIndex((rung) => rung.live && !rung.live.large); // the best of those that answer at once
+  const first = rungs.findLastIndex(isSmall); // the best of those that answer at once
   chooseRung(named >= 0 ? named : Math.max(0, first));
   setText(data.passages[0].text);
+  readAhead();
 }
 
 start();
