@@ -4,7 +4,7 @@ What is new: attention moves information between positions; then a small network
 inside, works on each position separately: communication, then computation. The two form a block. Blocks can be stacked,
 but there is only one here: with `--n-layer 3` the loss gets worse, not better, and the next rung shows what is missing.
 
-In the curve: a step about half as large as that of several heads.
+In the curve: a step more than half as large as that of several heads.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,8 @@ What is new: a LayerNorm (Ba et al., 2016) after each addition brings every posi
 with a gain and a bias for each channel. So the residual stream does not grow with depth. The original Transformer has
 its LayerNorms there (Vaswani et al., 2017).
 
-In the curve: hardly lower at three blocks; the seeds differ less from each other.
+In the curve: level with rung 5 for the first thousand steps, a little lower at the end. With larger learning rates the
+difference is larger: at 1e-2 rung 5 can diverge.
 """
 
 from dataclasses import dataclass
