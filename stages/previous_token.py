@@ -9,8 +9,8 @@ for the D / 2 highest frequencies w[i]. Tokens start at zero in the D channels o
 start by attending to all positions equally, and the loss stays near the bigram's until one has found the previous
 character. No weight is fixed; training changes them all.
 
-In the curve: at the laptop preset, 0.2 below rung 8 after a quarter of the steps and 0.1 at the end, about level with
-rotary positions. The gain becomes smaller with training.
+In the curve: at the laptop preset, 0.16 below rung 8 after a quarter of the steps and 0.08 at the end, nearly level
+with rotary positions. The gain becomes smaller with training.
 """
 
 import torch

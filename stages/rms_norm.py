@@ -5,7 +5,7 @@ What is new: LayerNorm subtracts a vector's mean, divides by its standard deviat
 with the shift, as in PaLM and LLaMA (Chowdhery et al., 2022; Touvron et al., 2023). The two changes are not measured
 separately.
 
-In the curve: two seeds show no difference: fewer parts, about the same loss.
+In the curve: five seeds show no difference: fewer parts, about the same loss.
 """
 
 import torch

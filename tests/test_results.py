@@ -71,11 +71,11 @@ def test_presets_holdout_and_variants_are_kept_apart(log):
 
 def test_settings_count_however_they_were_typed(log):
     """The present settings are the rung's, whatever flags led to them when they were not; and flags go in any order."""
-    path = log(runs("residual", 2.0, flags="--steps 5000"), runs("residual --learning-rate 3e-3 --steps 9", 1.0))
+    path = log(runs("residual", 2.0, flags="--steps 5000"), runs("residual --learning-rate 4e-3 --steps 9", 1.0))
     shown = load_results(Selection(path, variants=True))
-    assert shown.order == ["residual", "residual --steps 9 --learning-rate 0.003"]
+    assert shown.order == ["residual", "residual --steps 9 --learning-rate 0.004"]
     assert shown.losses("residual")[0] == 2.0
-    for label in ("residual --learning-rate .003 --steps 9", "residual --n-layer 3 --steps=9 --learning-rate 3e-3"):
+    for label in ("residual --learning-rate .004 --steps 9", "residual --n-layer 3 --steps=9 --learning-rate 4e-3"):
         assert load_results(Selection(path), labels=(label,)).losses(label)[0] == 1.0
 
 

@@ -82,7 +82,7 @@ def test_the_page_by_hand(log, command):
     assert cells(ablated, "ablation --without rotary")[2] == f"+0.117 ({low:+.3f} to {high:+.3f}, n = 3)"
     assert cells(ablated, "ablation --without short_conv")[2] == "-0.100 (n = 1)"
     rates = page["Learning rates"]
-    assert cells(rates, "gpt") == ["1.850 (n = 2)", "**1.700** (n = 1)", "-", "0.002"]
+    assert cells(rates, "gpt") == ["1.850 (n = 2)", "**1.700** (n = 1)", "-", "0.003"]
     assert "### The laptop preset" in rates and "### Rungs 1 to 7" not in rates
     assert (
         "\nThe quick preset: no runs yet. To train them: "
