@@ -5,8 +5,8 @@ far, instead of the last weights (Polyak & Juditsky, 1992; Izmailov et al., 2018
 that batch's noise; the noise cancels in the average. Training itself does not change: the averages are only kept beside
 the weights.
 
-In the curve: lower by 0.04 to 0.09 for the first 700 steps of the laptop preset. Towards the end the learning rate falls
-to zero, the weights move less, and little is left to gain: 0.002, and 0.003 after four epochs (--preset epochs).
+In the curve: lower by 0.04 to 0.09 for the first 700 steps of the laptop preset. Then the learning rate falls to zero,
+the weights move less, and little is left to gain: 0.002, and 0.003 after four epochs (--preset epochs).
 """
 
 import torch
