@@ -276,13 +276,15 @@ def test_a_run_tells_logs_saves_and_samples(tmp_path, text_file):
         f"corpus {last['corpus']}, sha256 {last['corpus_sha256']}: {len(corpus.train):,} characters to train on, "
         f"{len(corpus.val):,} to validate on, {corpus.tokenizer.vocab_size} distinct\n",
         "\n4 steps of 32 x 8 characters",
-        *(f"\nstep {row.step:>6,}  train {row.train_loss:.4f}  val {row.val_loss:.4f}\n" for row in log.itertuples()),
         "\n\nto be",
         f"\nvalidation loss {last['val_loss']:.4f} after ",
         f"\nlogged in {tmp_path / 'log.csv'} as {last['run']}\n",
         f"\nmodel saved as {checkpoint}\n",
     ):
         assert words in done.stdout, words
+    shown = re.findall(r"^step +(\d+)  train ([\d.]+)  val ([\d.]+)$", done.stdout, flags=re.MULTILINE)
+    logged = log[["step", "train_loss", "val_loss"]].to_numpy()
+    assert [[float(number) for number in row] for row in shown] == [pytest.approx(row, abs=1e-4) for row in logged]
     assert len(done.stdout.partition("\n\nto be")[2].rpartition("\n\nvalidation loss")[0]) > 150
     assert "4/4" in done.stderr  # the progress bar
     saved = load_checkpoint(checkpoint)
