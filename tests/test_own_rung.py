@@ -58,7 +58,7 @@ def test_from_an_idea_to_a_verdict(copy, tmp_path, text_file):
     for kind, block in re.findall(r"```(bash|diff)\n(.*?)```", WALK, flags=re.DOTALL):
         if kind == "diff":
             (tmp_path / "change.diff").write_text(block, encoding="utf-8", newline="\n")
-            subprocess.run(["git", "apply", str(tmp_path / "change.diff")], cwd=copy, check=True)
+            subprocess.run(["git", "apply", "--unidiff-zero", str(tmp_path / "change.diff")], cwd=copy, check=True)
             continue
         for line in block.splitlines():
             words = shlex.split(line, comments=True)
