@@ -150,7 +150,7 @@ def read_log(path: Path) -> pd.DataFrame:
             raise UserError(_torn(path, number))
         for (name, kind), value in zip(COLUMNS.items(), _fields(line), strict=True):
             try:
-                if kind is float and not math.isfinite(float(value)):
+                if kind is float and ("_" in value or not math.isfinite(float(value))):
                     raise ValueError(value)
                 if kind is int and not (value.isdecimal() and int(value) < 2**63):
                     raise ValueError(value)
@@ -180,4 +180,4 @@ def _is_whole(line: str) -> bool:
 
 
 def _torn(path: Path, line: int) -> str:
-    return f"line {line} of {path} is torn: not {len(COLUMNS)} fields and a line break; correct or delete that line"
+    return f"line {line} of {path} is incomplete: not {len(COLUMNS)} fields and a line break; correct it or delete it"

@@ -17,7 +17,7 @@ import tyro
 from scipy import optimize, stats
 
 from data import UserError
-from helper_scripts.results import CODE, Results, Selection, load_results
+from helper_scripts.results import CODE, Results, Selection, is_held_out, load_results
 from training.cli import errors_in_one_line, parse
 
 CONFIDENCE = 0.95
@@ -53,7 +53,7 @@ def against_the_first(options: Options) -> list[str]:
 def _apart(results: Results, name: str, other_name: str) -> list[str]:
     """How the code of two labels differs. Raises UserError if they are not comparable, by code or split."""
     one, other = (results.runs(each).iloc[0] for each in (name, other_name))
-    if ("--holdout" in one["flags"].split()) != ("--holdout" in other["flags"].split()):
+    if is_held_out(one) != is_held_out(other):
         raise UserError("not compared: one ran with --holdout, the other without; name runs with the same split")
     of_commits, lines = "@" in name + other_name, []
     for column in CODE if of_commits else CODE[1:]:

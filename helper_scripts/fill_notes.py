@@ -161,8 +161,7 @@ def main() -> None:
         for rung in CHAPTERS:
             filled[f"shapes {rung}"] = shape_table(rung, corpus)
             filled[f"diff {rung}"] = lesson_diff(rung)
-        for name, text in filled.items():
-            write_between_markers(options.page, text, name)
+        write_between_markers(options.page, filled)
         print(f"filled {len(filled)} places of {options.page}", *left_out, sep="\n")
 
 

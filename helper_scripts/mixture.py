@@ -60,10 +60,13 @@ def main() -> None:
         options = parse(Options, description=__doc__)
         if len(options.models) < 2:
             raise UserError("name two models or more, checkpoints or rungs")
-        if options.loss_csv:
-            LossLog(options.loss_csv).check()
         device = choose_device(options.device)
         trained = load_models(options.runs_dir, options.models)
+        if options.loss_csv:
+            LossLog(options.loss_csv).check()
+            for each in trained:
+                if not each.finished:
+                    raise UserError(f"{each.path} is of an unfinished run; leave out --loss-csv, or finish the run")
         corpus = common_corpus(trained, options.corpus).to(device)
         block_size = min(each.config.block_size for each in trained)
         split = "held-out end of the train split" if trained[0].config.holdout else "validation split"

@@ -38,6 +38,7 @@ class Trained:
     tokenizer: CharTokenizer
     metadata: dict  # the run's name, its corpus and so on (training/record.py)
     seconds: float  # that it was trained for
+    finished: bool = True  # whether it was trained to its last step
 
 
 def check_rungs(*names: str) -> None:
@@ -196,7 +197,8 @@ def load_model(path: Path) -> Trained:
         model.load_state_dict(content["weights"])
     except Exception as error:
         raise UserError(f"{path} does not fit {rung} as it is now: {one_line(error)}; train it again") from None
-    return Trained(path, model.eval(), config, tokenizer, content["metadata"], content["seconds"])
+    finished = content["step"] == content["metadata"]["steps"]
+    return Trained(path, model.eval(), config, tokenizer, content["metadata"], content["seconds"], finished)
 
 
 def _check_sizes(config: TrainConfig, largest: dict[str, int]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data import LOSS_CSV, Corpus, UserError, load_corpus
+from data import LOSS_CSV, Corpus, UserError, load_corpus, read_log
 from data.files import atomic_write
 from helper_scripts.compare import interval, paired
 from helper_scripts.ladder_page import figures, lesson, weights
@@ -86,7 +86,8 @@ def main() -> None:
 
 
 def write_page(options: Options) -> None:
-    """Write the page, whole or not at all, and say what is not on it."""
+    """Write the page, whole or not at all, and say what is not on it. Raises UserError, also for a damaged log."""
+    read_log(options.loss_csv)
     corpus = load_corpus()
     rungs, missing = find_rungs(options, corpus)
     for line in missing:
@@ -138,9 +139,7 @@ def find_rungs(options: Options, corpus: Corpus) -> tuple[list[Rung], list[str]]
 def _results(options: Options, preset: Preset | None) -> Results | None:
     try:
         return load_results(Selection(options.loss_csv, preset=preset))
-    except UserError:
-        if not options.loss_csv.exists():
-            raise
+    except UserError:  # the log can be read, but has no such runs
         return None
 
 

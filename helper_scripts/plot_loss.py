@@ -7,8 +7,9 @@ for each run, and the mean's 95% interval. Runs that are not comparable are left
 from __future__ import annotations
 
 import math
+import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from scipy import stats
 
 from data import UserError
 from data.files import atomic_write
+from data.sources import TINY_SHAKESPEARE
 from helper_scripts.results import Results, Selection, load_results
 from training.cli import errors_in_one_line, parse
 
@@ -42,14 +44,16 @@ class Options(Selection):
 def main() -> None:
     with errors_in_one_line():
         options = parse(Options, description=__doc__)
-        out = options.out or picture_of(options)
-        check_picture(out)
-        write_plot(load_results(options, options.rungs), out, x=options.x)
+        if options.out:
+            check_picture(options.out)
+        results = load_results(options, options.rungs)
+        write_plot(results, options.out or picture_of(replace(options, corpus=results.corpus)), x=options.x)
 
 
 def picture_of(selection: Selection) -> Path:
-    """The file of a selection's picture; each selection has its own."""
-    names = [selection.preset, "holdout" * selection.holdout, "variants" * selection.variants]
+    """The file of a selection's picture; each selection has its own. Without a corpus, it is Tiny Shakespeare's."""
+    corpus = "" if selection.corpus in (None, TINY_SHAKESPEARE) else re.sub(r"\W+", "-", selection.corpus).strip("-")
+    names = [corpus, selection.preset, "holdout" * selection.holdout, "variants" * selection.variants]
     return IMAGES / f"{'_'.join(['loss_curves', *filter(None, names)])}.png"
 
 

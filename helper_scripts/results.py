@@ -89,8 +89,14 @@ class Results:
         return before if before and self.comparable(before, label) else None
 
     def comparable(self, label: str, other: str) -> bool:
-        """Whether both are of the same shared code."""
-        return self.runs(label)["shared_code"].iloc[0] == self.runs(other)["shared_code"].iloc[0]
+        """Whether both are of the same shared code, and were validated on the same split."""
+        one, two = self.runs(label).iloc[0], self.runs(other).iloc[0]
+        return one["shared_code"] == two["shared_code"] and is_held_out(one) == is_held_out(two)
+
+
+def is_held_out(run: pd.Series) -> bool:
+    """Whether a run of the log was validated on the end of the train split."""
+    return "--holdout" in run["flags"].split()
 
 
 def load_results(selection: Selection, labels: tuple[str, ...] = (), *, partly: bool = False) -> Results:
@@ -205,6 +211,8 @@ def _of_settings(rows: pd.DataFrame, label: str, flags: str, notes: list[str]) -
         pass
     except Exception as error:
         notes.append(f"{rung} as it was logged last, for its file fails now: {type(error).__name__}: {one_line(error)}")
+    if config and config.precision != "auto":
+        rows = rows[rows["precision"] == config.precision]
     if config and not at:
         return rows[rows["config"] == config_hash(config)], [code, shared_code()]
     rows = rows[rows["flags"] == (changed_flags(config) if config else full.partition(" ")[2])]

@@ -73,7 +73,7 @@ def readme_table(sections: list[Section]) -> str | None:
 def write(sections: list[Section]) -> None:
     """Put the page, its pictures and README's table in their places. Raises UserError if that fails."""
     if table := readme_table(sections):
-        write_between_markers(README, table, "ladder table")
+        write_between_markers(README, {"ladder table": table})
     for section in sections:
         if section.picture:
             write_plot(section.shown[0], section.picture)

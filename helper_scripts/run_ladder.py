@@ -8,6 +8,7 @@ has one thread: small rungs gain almost nothing from a second.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -50,11 +51,11 @@ class Options:
 
 def main() -> None:
     with errors_in_one_line():
-        options = parse(Options, description=__doc__)
+        options = _options()
         variants = options.steps is not None or any(" " in label for label in options.rungs)
         selection = Selection(options.loss_csv, None, options.preset, options.holdout, variants)
-        out = options.out or picture_of(selection)
-        check_picture(out)
+        if options.out:
+            check_picture(options.out)
         configs, failed = all_configs(options)
         corpus = load_corpus(options.corpus)  # fetched once, before several processes need it
         if options.corpus == "auto" and corpus.name == "pydoc":  # for all runs, even if one could fetch the other now
@@ -70,13 +71,23 @@ def main() -> None:
             with unbreakable_output():
                 failed += _train(runs, options.device)
         try:
-            results = load_results(replace(selection, corpus=corpus.name))
+            selection = replace(selection, corpus=corpus.name)
+            results = load_results(selection)
             print(f"\n{markdown_table(results)}\n")
-            write_plot(results, out)
+            write_plot(results, options.out or picture_of(selection))
         except UserError as error:
             failed.append(str(error))
         if failed:
             raise UserError("; ".join(failed))
+
+
+def _options() -> Options:
+    try:
+        return parse(Options, description=__doc__)
+    except UserError as error:
+        if "--seeds" in sys.argv and "valid parse" in str(error):  # --seeds takes all words up to the next flag
+            raise UserError(f"{error}; name the rungs before --seeds") from None
+        raise
 
 
 def all_configs(options: Options) -> tuple[list[tuple[str, TrainConfig]], list[str]]:
@@ -84,6 +95,9 @@ def all_configs(options: Options) -> tuple[list[tuple[str, TrainConfig]], list[s
 
     Raises UserError where nothing, or something impossible, was asked for.
     """
+    for label in options.rungs:
+        if {"--preset", "--holdout"} & {word.partition("=")[0] for word in label.split()}:
+            raise UserError(f"{label}: --preset and --holdout are for all runs; put them outside the quotes")
     labels = [join(label, start_of(options.preset, options.holdout)) for label in options.rungs]
     named = [label.split(" ")[0] for label in labels] or RUNGS
     broken = {rung: error for rung in RUNGS if rung in named and (error := _broken(rung))}
@@ -147,7 +161,7 @@ def missing_teachers(runs: list[Run], corpus: Corpus) -> list[TrainConfig]:
         teacher = default_teacher(run.config)
         key = config_hash(teacher), teacher.seed
         if key not in chosen and not has_default_teacher(run.config, corpus):
-            missing[key] = teacher
+            missing[key] = rung_module(MODERN.stem).Config(**vars(teacher))  # its class knows the rung's defaults
     return list(missing.values())
 
 
@@ -186,7 +200,7 @@ def _train(runs: list[Run], device: str) -> list[str]:
 
     As many at a time as there are cores; on a GPU one, because several would slow each other down.
     """
-    jobs = min(len(runs), (os.cpu_count() or 1) if choose_device(device).type == "cpu" else 1)
+    jobs = min(len(runs), cores() if choose_device(device).type == "cpu" else 1)
     total = sum(run.weight for run in runs)
     failed, warnings, done = [], {}, dict.fromkeys(runs, 0.0)
 
@@ -210,6 +224,11 @@ def _train(runs: list[Run], device: str) -> list[str]:
             train_all([run for run in runs if _learns_from_another(run) == learning], jobs, progress, finished)
     print(*warnings, sep="\n", end="\n" if warnings else "")
     return failed
+
+
+def cores() -> int:
+    """How many this process may use: a job scheduler, or taskset, may allow fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

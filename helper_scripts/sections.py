@@ -15,15 +15,22 @@ from helper_scripts import controls
 from helper_scripts.ladder_table import COLUMNS, markdown, markdown_table, mean_and_spread
 from helper_scripts.models import config_of, join, rungs_of, start_of
 from helper_scripts.plot_loss import picture_of
-from helper_scripts.results import Results, Selection, load_results
+from helper_scripts.results import MIXTURE, Results, Selection, load_results
 
 # Of ablation's --without. Without Muon all weights are AdamW's, at its best learning rate.
 PARTS = ("rotary", "rms_norm", "qk_norm", "swiglu", "muon --learning-rate 0.003", "value_residual", "short_conv")
-CHAIN = {  # models of "the lowest loss", by their flags; each learns from those above it (docs/log.md)
-    "three teachers": "--preset quick$",
-    "three students of their size": "--preset quick --steps 1960 --teachers modern.* --teacher-share 0.8$",
-    "three larger students of these": "--preset quick --steps 2940 --learning-rate 0.003 --n-embd 256 "
-    "--teachers distillation.* --teacher-share 0.8$",
+CHAIN = {  # the models of "the lowest loss": rung, seeds and flags; each learns from those above it (docs/log.md)
+    "three teachers": ("modern", range(0, 3), "--preset quick$"),
+    "three students of their size": (
+        "distillation",
+        range(3, 6),
+        "--preset quick --steps 1960 --teachers modern.* --teacher-share 0.8$",
+    ),
+    "three larger students of these": (
+        "distillation",
+        range(6, 9),
+        "--preset quick --steps 2940 --learning-rate 0.003 --n-embd 256 --teachers distillation.* --teacher-share 0.8$",
+    ),
 }
 CHAIN_COMMANDS = [
     "python stages/modern.py --preset quick --seed 0    # and seeds 1, 2: A, B, C",
@@ -115,12 +122,24 @@ def lowest_loss(log: Path) -> Section:
     )
     rows = read_log(log)
     rows = rows[(rows["step"] == rows["steps"]) & (rows["corpus"] == TINY_SHAKESPEARE)]
-    runs = {name: rows[rows["flags"].str.match(flags)] for name, flags in CHAIN.items()}
-    *_, last = runs.values()
-    mixed = rows[(rows["rung"] == "mixture") & (rows["flags"].str.split().map(set) == set(last["run"]))]
-    runs["the last three, their probabilities averaged"] = mixed[-1:]
+    runs = {
+        name: rows[(rows["rung"] == rung) & rows["seed"].isin(seeds) & rows["flags"].str.match(flags)]
+        for name, (rung, seeds, flags) in CHAIN.items()
+    }
+    *_, last = runs
+    mixtures, one_of_each = rows[rows["rung"] == MIXTURE], list(next(reversed(CHAIN.values()))[1])
+    for _, mixed in mixtures[::-1].iterrows():  # the latest of three such models
+        named = runs[last][runs[last]["run"].isin(mixed["flags"].split())]
+        if sorted(named["seed"]) == one_of_each:
+            break
+    else:
+        return section
+    runs[last] = named
+    runs = {name: part[part["shared_code"] == mixed["shared_code"]] for name, part in runs.items()}
+    runs = {name: part.drop_duplicates("seed", keep="last") for name, part in runs.items()}
     if any(part.empty for part in runs.values()):
         return section
+    runs["the last three, their probabilities averaged"] = mixed.to_frame().T
     lines = [("model", "validation loss", "bits per character", "train loss", "parameters", "characters"), ["---"] * 6]
     for name, part in runs.items():
         lines.append(
@@ -195,7 +214,9 @@ def learning_rates(log: Path) -> Section:
     text = (
         "Losses on the held-out last tenth of the *train* split, so the validation split has no part in the choice. "
         "Every rung was tried with the same three learning rates, and has the one with the lowest loss, in bold. "
-        "`averaging`, `distillation` and `ablation` have the learning rate of `modern`."
+        "`averaging`, `distillation` and `ablation` have the learning rate of `modern`. With one seed, differences "
+        "below 0.01 are within the spread of seeds. Where the highest rate is best, no higher one was tried. Very high "
+        "losses are of runs that diverged."
     )
     return Section("Learning rates", trained, text, printed, body, shown)
 

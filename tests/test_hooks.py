@@ -127,7 +127,7 @@ def test_a_teacher_that_will_not_do_is_refused_in_one_line(teacher, places, tmp_
     path, config = teacher
     with pytest.raises(UserError, match=r"first run python stages/modern.py .*--seed 7.* --teachers"):
         train_rung(distillation.LanguageModel, student(config, seed=7))
-    with pytest.raises(UserError, match="--minutes settles the steps later"):
+    with pytest.raises(UserError, match="with --minutes there is no default teacher"):
         train_rung(distillation.LanguageModel, student(config, minutes=1))
     with pytest.raises(UserError, match="another text or split"):  # it has seen what is held out
         train_rung(distillation.LanguageModel, student(config, teachers=(path,), holdout=True))

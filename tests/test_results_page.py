@@ -120,21 +120,28 @@ def test_the_commands_of_a_section_train_its_runs_and_print_them(full_log, comma
 
 def test_the_chain_and_its_mixture_by_hand(log, command):
     chain = (
-        ("modern", "--preset quick", 1.5, 1.6),
-        ("distillation", "--preset quick --steps 1960 --teachers modern-a modern-a --teacher-share 0.8", 1.4),
+        ("modern", 0, "--preset quick", 1.5, 1.6),
+        ("distillation", 3, "--preset quick --steps 1960 --teachers modern-a modern-a --teacher-share 0.8", 1.4),
         (
             "distillation",
+            6,
             "--preset quick --steps 2940 --learning-rate 0.003 --n-embd 256 --teachers distillation-b "
             "--teacher-share 0.8",
             1.3,
             1.2,
+            1.25,
         ),
     )
-    rows = [runs(f"{rung} --preset quick", *losses, flags=flags, steps=5) for rung, flags, *losses in chain]
+    rows = [
+        runs(f"{rung} --preset quick", *losses, first=first, flags=flags, steps=5)
+        for rung, first, flags, *losses in chain
+    ]
     names = [row["run"] for row in rows[-1][2::3]]
     mixture = runs("modern --preset quick", 1.1, rung="mixture", flags=" ".join(names), parameters=30, tokens=9)
     others = runs("modern --preset quick", 1.0, rung="mixture", flags=names[0])
-    said = parts(command(results_page, "--loss-csv", log(*rows, mixture, others)))["The lowest loss"]
+    decoys = [runs("gpt --preset quick", 3.0), runs("modern --preset quick", 3.0, shared_code="before")]
+    decoys += [runs("modern --preset quick", 3.0, first=3, flags="--preset quick")]
+    said = parts(command(results_page, "--loss-csv", log(*rows, mixture, others, *decoys)))["The lowest loss"]
     found = re.findall(r"\*\*(\d\.\d{3})\*\*[^|]*\| (\d\.\d{3}) \| (\d\.\d{3}) \|", said)
     means = [1.55, 1.4, 1.25, 1.1]
     assert found == [(f"{mean:.3f}", f"{mean / math.log(2):.3f}", f"{mean - 0.1:.3f}") for mean in means]
@@ -170,7 +177,7 @@ def test_the_table_goes_between_the_markers(end, tmp_path):
     before, after = "é before\n<!-- ladder table: begin -->\n", "\n<!-- ladder table: end -->\nafter\n"
     page.write_bytes(f"{before}old{after}".replace("\n", end).encode())
     for _ in range(2):
-        write_between_markers(page, "a\nb", "ladder table")
+        write_between_markers(page, {"ladder table": "a\nb"})
     assert page.read_bytes().decode() == f"{before}a\nb{after}".replace("\n", end)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -20,6 +21,7 @@ from data import UserError
 from training import ranks
 from training.config import TrainConfig, all_flags
 from training.presets import Preset, ScaledConfig
+from training.provenance import ROOT
 
 # torch's words on Linux, Windows and MPS, in errors that have no type of their own
 OUT_OF_MEMORY = re.compile("allocate memory|not enough memory|out of memory")
@@ -100,11 +102,22 @@ def unbreakable_output():
         yield
 
 
+def _check_copy(script: Path) -> None:
+    """Raises UserError if `script` is of a copy of the project whose shared code is not the one imported here."""
+    for folder in (script.parent, script.parent.parent):
+        if (folder / "training" / "provenance.py").exists() and not folder.samefile(ROOT):
+            raise UserError(
+                f"{script} would use the code of {ROOT}, which is the installed copy of the project; "
+                f"in {folder}, run pip install -e . first"
+            )
+
+
 @contextlib.contextmanager
 def errors_in_one_line():
     """A UserError ends the process with one line and status 2; Ctrl-C with one line and status 130.
 
-    A closed pipe, as in `compare.py | head -1`, ends it silently.
+    A closed pipe, as in `compare.py | head -1`, ends it silently. A command of another copy of the project than the
+    installed one, whose code it would import, is a UserError too.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by >&-
@@ -113,17 +126,20 @@ def errors_in_one_line():
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a console without a character shows a mark instead
     try:
+        _check_copy(Path(sys.argv[0]).resolve())
         yield
         sys.stdout.flush()  # here, because at the exit of Python a closed pipe would be an error
     except UserError as error:
         speaker = f"error of process {ranks.rank()}" if ranks.world_size() > 1 else "error"
         print(f"{speaker}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:
+    except OSError as error:  # a closed pipe; Windows has another error for it
+        if not isinstance(error, BrokenPipeError) and (os.name, error.errno) != ("nt", errno.EINVAL):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # because Python flushes it once more at exit
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("\nstopped; the rows logged so far are kept", file=sys.stderr)
+        print("\nstopped", file=sys.stderr)
         raise SystemExit(130) from None
     except (MemoryError, RuntimeError) as error:  # some of torch's memory errors are RuntimeErrors
         if ranks.rank() > 0 and "gloo" in str(error):  # rank 0 has said what is wrong

@@ -66,11 +66,12 @@ def _logits_and_gradients(model: nn.Module, idx: Tensor, targets: Tensor) -> tup
     """Both are returned on the CPU."""
     logits = model(idx)
     F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
-    return logits.detach().cpu(), {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
+    gradients = {name: each.grad.cpu() for name, each in model.named_parameters() if each.grad is not None}
+    return logits.detach().cpu(), gradients
 
 
 def _compare(what: str, gap: Tensor, allowed: float, device: torch.device, config: TrainConfig) -> None:
-    if gap <= allowed:  # which nan is not
+    if gap <= allowed:  # false for nan
         return
     other = "--precision fp32" if what.startswith("bf16") else "--device cpu"
     raise UserError(

@@ -131,7 +131,7 @@ class Record:
             go_on = "add --resume to go on with it, or " if same_code else "it is of other code, and cannot go on; "
             raise UserError(
                 f"{partial} holds this run, stopped at step {content['step']:,} after {content['seconds'] / 60:.0f} "
-                f"minutes; {go_on}delete that file to start anew"
+                f"minutes; {go_on}delete that file to start again"
             )
 
     def _log(self, evaluations: list[Evaluation]) -> None:
@@ -157,7 +157,7 @@ class Record:
         return self.metadata | {"alphabet": "".join(self.corpus.tokenizer.chars)}
 
     def _go_on_as(self, there: dict) -> None:
-        """Take over the name and precision of the run with metadata `there`; warn of what may differ and does."""
+        """Take over the name and precision of the run with metadata `there`; warn of what differs."""
         for difference in what_differs(there, self.metadata):
             print(f"WARNING: this run began with {difference}", file=sys.stderr)
         self.metadata["run"] = there["run"]

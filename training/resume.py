@@ -27,11 +27,11 @@ def resume(path: Path, state: State, config: TrainConfig, metadata: dict) -> dic
     config, metadata: of the run to resume. Raises UserError, with the difference, for a checkpoint of another run.
     """
     if not path.exists():
-        raise UserError(f"--resume: there is no checkpoint {path}; leave out --resume to start anew")
+        raise UserError(f"--resume: there is no checkpoint {path}; leave out --resume to start again")
     content = load_checkpoint(path)
     if differences := _differences(content, config, metadata):
         raise UserError(
-            f"--resume: {path} is of another run: {'; '.join(differences)}; leave out --resume to start anew"
+            f"--resume: {path} is of another run: {'; '.join(differences)}; leave out --resume to start again"
         )
     try:
         state.model.load_state_dict(content["weights"])
@@ -42,15 +42,15 @@ def resume(path: Path, state: State, config: TrainConfig, metadata: dict) -> dic
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--resume: {path} does not fit this code: {reason}; leave out --resume to start anew"
+            f"--resume: {path} does not fit this code: {reason}; leave out --resume to start again"
         ) from None
     return content["metadata"]
 
 
-def threads_before(rung: str, config: TrainConfig, sha256: str) -> int | None:
-    """The number of threads of the run that `config` resumes; None if there is no such run."""
+def metadata_before(rung: str, config: TrainConfig, sha256: str) -> dict | None:
+    """The metadata of the run that `config` resumes; None if it resumes none, or there is none."""
     paths = [checkpoint_path(rung, config, sha256, finished=finished) for finished in (False, True)]
-    return next((load_checkpoint(path)["metadata"]["threads"] for path in paths if path.exists()), None)
+    return next((load_checkpoint(path)["metadata"] for path in paths if config.resume and path.exists()), None)
 
 
 def what_differs(there: dict, here: dict) -> list[str]:

@@ -26,6 +26,7 @@ from training.interrupt import Stop, steps_until, stop_on_signals
 from training.loop import train
 from training.minutes import is_large_enough, sizes
 from training.record import Record, check_outputs
+from training.resume import metadata_before
 from training.state import Evaluation, State
 from training.threads import choose_threads, threads_put_back
 from training.throughput import Throughput, measure_throughput
@@ -96,7 +97,6 @@ def set_up(
     """The corpus, loaded unless it is given, the untrained model on `device`, and the precision.
 
     Raises UserError for settings that cannot work here.
-
     """
     if device.index is not None:  # so that calls that name no GPU use this one, such as seeding dropout
         torch.cuda.set_device(device)
@@ -108,7 +108,10 @@ def set_up(
     corpus.check_context(config.block_size)
     encode_prompt(corpus.tokenizer, config.prompt)  # raises UserError if the model cannot read it
     model = build_model(language_model, corpus, config)
-    precision = choose_precision(config.precision, device, count_parameters(model))
+    asked, before = config.precision, metadata_before(Path(inspect.getfile(language_model)).stem, config, corpus.sha256)
+    if before and asked == "auto":  # a resumed run keeps its precision, which the device check then checks
+        asked = before["precision"]
+    precision = choose_precision(asked, device, count_parameters(model))
     if device.type != "cpu" and not config.skip_device_check:
         check_device(model, corpus, config, precision)
     return corpus, model, precision

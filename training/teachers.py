@@ -25,7 +25,7 @@ def load_teachers(
     Raises UserError for a checkpoint that is missing, of another text or split, or of another architecture.
     """
     if not paths and config.minutes:
-        raise UserError("--minutes settles the steps later: name models to learn from with --teachers")
+        raise UserError("with --minutes there is no default teacher: name trained models with --teachers")
     if not paths and not has_default_teacher(config, corpus):
         command = as_typed(MODERN, default_teacher(config))
         raise UserError(f"there is no teacher; first run {command}, or name checkpoints with --teachers")

@@ -12,7 +12,7 @@ import torch
 from data import Corpus
 from training import ranks
 from training.config import TrainConfig
-from training.resume import threads_before
+from training.resume import metadata_before
 from training.throughput import Throughput
 
 WORTH_TIMING = 60  # seconds; a shorter run keeps torch's own number of threads
@@ -43,8 +43,8 @@ def choose_threads(
             every, throughput = torch.get_num_threads(), with_fastest_threads(measure, config)
             chosen = torch.get_num_threads()
             return (config if chosen == every else replace(config, threads=chosen)), throughput
-        if before := threads_before(rung, config, corpus.sha256):
-            torch.set_num_threads(before)
+        if before := metadata_before(rung, config, corpus.sha256):
+            torch.set_num_threads(before["threads"])
     return config, measure()
 
 

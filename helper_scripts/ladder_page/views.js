@@ -145,10 +145,12 @@ function readAhead() {
 
 // The text
 
+const known = (character) => alphabet.includes(character);
+const withAlikes = (typed) => Array.from(typed).flatMap((each) => (known(each) ? each : Array.from(ALIKES[each] ?? each)));
+
 /** Take over a text, without the characters that no model knows. */
 function setText(typed) {
-  const known = (character) => alphabet.includes(character);
-  const characters = Array.from(typed).flatMap((each) => (known(each) ? each : Array.from(ALIKES[each] ?? each)));
+  const characters = withAlikes(typed);
   const unknown = [...new Set(characters)].filter((character) => !known(character));
   const kept = characters.filter(known), text = kept.slice(0, LONGEST).join("");
   const quoted = unknown.slice(0, 8).map((character) => `\u201c${character}\u201d`).join(", ");
@@ -159,7 +161,8 @@ function setText(typed) {
     `The models know A to Z, a to z, space, line break and ${signs}`);
   $("notice").textContent = notices.join(" ");
   if ($("text").value !== text) {
-    const caret = Math.max(0, $("text").selectionStart - (typed.length - text.length));
+    const before = withAlikes(typed.slice(0, $("text").selectionStart)).filter(known).length;
+    const caret = Math.min(text.length, before);
     $("text").value = text;
     $("text").setSelectionRange(caret, caret);
   }
