@@ -17,8 +17,8 @@ IGNORE = -100  # a target that does not count: cross_entropy's own ignore_index
 def split_ids(ids: Tensor, holdout: bool = False) -> tuple[Tensor, Tensor]:
     """The train split and the validation split of `ids` (n,), cut by position.
 
-    holdout: the train split alone is cut again in the same way; its last tenth plays the validation split, and the real
-    validation split is not read at all.
+    holdout: the train split alone is cut again in the same way; its last tenth serves as the validation split, and the
+    real validation split is not read at all.
     """
     cut = max(int(TRAIN_SHARE * len(ids)), len(ids) - LONGEST_VAL)
     if holdout:
@@ -31,8 +31,8 @@ def batch_windows(
 ) -> Tensor:
     """Positions of the characters of batch number `step` in a text of `length`: int64 (B, T+1), inputs and one more.
 
-    sampling: "random" draws each window anew. "epoch" visits all windows of the text in shuffled order, then again in
-    another order.
+    sampling: "random" draws each window independently. "epoch" visits all windows of the text in shuffled order, then
+    again in another order.
     """
     if sampling == "epoch":
         per_epoch = len(epoch_starts(length, seed, 0, block_size))

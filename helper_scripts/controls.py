@@ -1,8 +1,8 @@
-"""Print tables that separate a part from what comes with it: skips and depth, equal parameters, equal time.
+"""Print tables that separate a part from what comes with it: skip connections and depth, equal parameters, equal time.
 
-Rung 5 adds skips and depth together; the first two tables add one after the other. Later rungs are larger and slower;
-in the other tables, earlier rungs have more channels, to have as many parameters as pre_norm, or more steps, to take as
-long. All are rungs with flags: `run_ladder.py "residual --n-layer 1" --seeds 5`.
+Rung 5 adds skip connections and depth together; the first two tables add one after the other. Later rungs are larger
+and slower; in the other tables, earlier rungs have more channels, to have as many parameters as pre_norm, or more
+steps, to take as long. All are rungs with flags: `run_ladder.py "residual --n-layer 1" --seeds 5`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The model is a checkpoint, or the latest of a rung. The folder gets config.json, model.safetensors, a tokenizer with one
 token per character, and README.md, a short model card. Writing it does not need transformers.
 
-Each rung becomes the stock architecture that gives equal logits: GPT-2 for rungs 7 and 8, Qwen3 for rungs 12 and 13. A
-rung without one is an error that names the part which no stock architecture has.
+Rungs 6 to 13 and previous_token become an architecture of that library, with equal logits: rung 8 is a GPT-2, rung 12 a
+Qwen3. Any other rung is an error that names the part which the library lacks.
 """
 
 from __future__ import annotations

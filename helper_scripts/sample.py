@@ -3,7 +3,7 @@
 With several models, which need the same alphabet, each character is drawn from the mean of their probabilities.
 
 The text appears as it is generated. Rungs 8 and up cache the keys and values of earlier characters; --no-cached
-recomputes them for every character, which is several times as slow. The text is the same, except past the context of
+recomputes them for every character, which takes a dozen times as long. The text is the same, except past the context of
 rungs with rotary positions: their cache drops one character for each new one; the others go on with half a context.
 """
 

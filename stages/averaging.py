@@ -6,7 +6,7 @@ that batch's noise; the noise cancels in the average. Training itself does not c
 the weights.
 
 In the curve: lower by 0.04 to 0.09 for the first 700 steps of the laptop preset. Then the learning rate falls to zero,
-the weights move less, and little is left to gain: 0.002, and 0.003 after four epochs (--preset epochs).
+the weights move less, and little is left to gain: 0.001, and 0.003 after four epochs (--preset epochs).
 """
 
 import torch
@@ -29,7 +29,7 @@ AFTER = "stages.modern"
 
 
 class Config(ScaledConfig):
-    """Rung 8's settings."""
+    """Rung 8's settings; at the laptop preset, another learning rate."""
 
     laptop_learning_rate = 1e-2  # the best of three on held-out text, from swiglu on
     small_for_minutes = True  # rung 8's size learns little in a few minutes
@@ -192,7 +192,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def after_update(self):
-        """Called by the training loop. The weights of the k-th update count in proportion to about k ** 9."""
+        """Called by the training loop. In the average, the weights of update k have a share of about k ** 9."""
         self.updates += 1
         for parameter, average in self.averages():
             average.lerp_(parameter, (10 / (self.updates + 9)).clamp(max=1))

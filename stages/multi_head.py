@@ -3,7 +3,7 @@
 What is new: the channels are split among four heads, each with attention weights of its own. So one head may attend to
 the last vowel and another to the start of the line. An output projection then mixes the heads' outputs.
 
-In the curve: the largest step among the small rungs, for one more small matrix.
+In the curve: the loss falls by more than at any other of the small rungs, for one more small matrix.
 """
 
 from dataclasses import dataclass

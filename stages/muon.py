@@ -7,7 +7,7 @@ Newton-Schulz iterations of three matmuls each, so that the other directions are
 the size of AdamW's (Liu et al., 2025), so both use one learning rate; AdamW still trains the embedding, the output
 layer and the gains.
 
-In the curve: the largest step of these rungs, most of it in the first quarter.
+In the curve: the loss falls by more than at any other of rungs 9 to 15, mostly in the first quarter.
 """
 
 import torch
@@ -24,7 +24,7 @@ LESSON = ("newton_schulz", "Muon", "LanguageModel.optimizers")  # what differs f
 
 
 class Config(ScaledConfig):
-    """Rung 8's settings."""
+    """Rung 8's settings; at the laptop preset, another learning rate."""
 
     laptop_learning_rate = 1e-2  # the best of three on held-out text, from swiglu on
 

@@ -49,7 +49,7 @@ class TrainConfig:
     seed: int = 0  # of the initial weights, the batches and the sample
     batch_size: int = 32  # sequences in a batch
     block_size: int = 8  # characters of context
-    learning_rate: float = 3e-3  # the highest value of the schedule
+    learning_rate: float = 3e-3  # the highest of the schedule
     weight_decay: float = 0.0  # of the linear layers' weights; 0, as the small rungs do not overfit
     beta2: float = 0.999  # AdamW's decay rate of the mean squared gradient
     warmup_steps: int = 0  # steps in which the learning rate rises from zero; at most a tenth of all steps
@@ -57,8 +57,8 @@ class TrainConfig:
     sampling: Literal["random", "epoch"] = "random"  # windows drawn at random, or each once an epoch, shuffled
     eval_interval: int = 500  # steps from one evaluation to the next
     device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
-    threads: int | Literal["auto"] = "auto"  # of the CPU; auto takes the fastest number; it changes the last digits
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the matmuls; auto takes the faster one
+    threads: int | Literal["auto"] = "auto"  # CPU threads; auto takes the fastest number; it changes the last digits
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of matmuls; auto takes bf16 where it is faster, never on MPS
     corpus: str = "auto"  # a UTF-8 text file; auto is Tiny Shakespeare, pydoc the offline text
     loss_csv: Path = LOSS_CSV  # the log that each evaluation is appended to
     runs_dir: Path = RUNS_DIR  # where the checkpoint is saved, at every evaluation
@@ -66,7 +66,7 @@ class TrainConfig:
     skip_device_check: bool = False  # train even if the device's results differ from the CPU's
     prompt: str = ""  # text that the sample at the end continues; empty is a line break
     sample_length: int = 400  # characters to sample at the end
-    temperature: float = 1.0  # of the sample: divides the logits; 0 takes the likeliest character
+    temperature: float = 1.0  # sampling temperature, which divides the logits; 0 takes the likeliest character
     top_k: int = 0  # sample among the k likeliest characters; 0 is all of them
 
     def __post_init__(self):

@@ -18,8 +18,8 @@ NOISE = 0.1  # added to gains and biases
 # The allowed difference between the device and the CPU in fp32, as a share of the largest logit or of a gradient's
 # length. Other orders of summation give about 1e-6 to 1e-5, a wrong operator ten percent and more.
 TOLERANCE = 1e-3
-# Of the largest logit, by which one may change with a later character. Equal shapes are worked through equally, so any
-# change is too much; the smallest number that a wrong mask could make is far above this.
+# Of the largest logit, by which one may change with a later character. With equal shapes the operations are the same,
+# so any change is an error; the smallest number that a wrong mask could make is far above this.
 LEAK = 1e-5
 SMALL = 1e-3  # the share of all gradients' length below which one is measured by theirs rather than its own
 

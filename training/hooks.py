@@ -1,8 +1,9 @@
 """Methods that a rung's LanguageModel may have besides its forward pass. Each has a default.
 
     optimizers(config) -> list of optimizers    each with the weights that it trains; default: AdamW for all
-    prepare(config, corpus)                     once, before training: load what training needs and sampling does not
-    loss(logits, targets, idx) -> scalar        what training minimises; evaluations are the cross-entropy for all
+    prepare(config, corpus)                     after it is built: load what training needs and sampling does not
+    loss(logits, targets, idx) -> scalar        what training minimises, for each micro-batch; evaluations are the
+                                                cross-entropy for all
     after_update()                              after each update of the weights
 
 `optimizers` is called in training/optimizers.py, the others here.
