@@ -1,4 +1,4 @@
-"""Verdicts on runs: against scipy's own interval, a power computed by simulation, and sentences that a user reads."""
+"""compare.py: intervals against scipy's, the power against a simulation, and the sentences that it prints."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def losses(*values, first=0) -> pd.Series:
     return pd.Series(values, index=range(first, first + len(values)), dtype=float)
 
 
-def test_the_interval_is_that_of_paired_differences():
-    """Of seeds that differ by far more than the two rungs do, which means alone cannot tell apart."""
+def test_the_interval_is_of_paired_differences():
+    """The seeds differ by much more than the two rungs, so a comparison of means would show nothing."""
     rng = np.random.default_rng(0)
     one, noise = rng.normal(2.0, 0.5, 6), rng.normal(-0.05, 0.01, 6)
     said = verdict("a", "b", losses(*one), losses(*(one + noise)))
@@ -28,7 +28,7 @@ def test_the_interval_is_that_of_paired_differences():
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
-def test_how_small_a_difference_would_show_by_simulation(n):
+def test_the_smallest_difference_that_shows_has_a_power_of_80_percent(n):
     deviation = 0.03
     shown = smallest_shown(n, deviation)
     draws = np.random.default_rng(0).normal(shown, deviation, (40_000, n))
@@ -38,7 +38,7 @@ def test_how_small_a_difference_would_show_by_simulation(n):
     assert seeds_for(1e-9, deviation) is None
 
 
-def test_what_cannot_be_told_apart_says_what_would_show():
+def test_rungs_that_cannot_be_told_apart_come_with_the_difference_that_would_show():
     one, other = losses(2.0, 2.0, 2.0, 2.0), losses(2.03, 1.98, 2.02, 1.98)
     shown, seeds = smallest_shown(4, (other - one).std()), seeds_for(0.01, (other - one).std())
     said = verdict("a", "b", one, other)
@@ -48,7 +48,7 @@ def test_what_cannot_be_told_apart_says_what_would_show():
     )
 
 
-def test_few_seeds_and_seeds_that_one_lacks(recwarn):
+def test_few_seeds_and_missing_seeds_are_reported(recwarn):
     said = verdict("a", "b", losses(2.0, 2.1, 2.2), losses(1.9, 2.01, 2.5, first=1))
     assert "n = 2 seeds" in said and "only one of them has: 0, 3" in said
     assert "from which nothing can be said" in verdict("a", "b", losses(2.0), losses(1.0))
@@ -60,7 +60,7 @@ def test_few_seeds_and_seeds_that_one_lacks(recwarn):
     assert not recwarn.list
 
 
-def test_the_ladder_rung_by_rung(log, command):
+def test_the_ladder_is_compared_rung_by_rung(log, command):
     path = log(
         runs("bigram", 2.50, 2.51, 2.52),
         runs("multi_head", 2.20, 2.22, 2.23),
@@ -86,7 +86,7 @@ def test_the_ladder_rung_by_rung(log, command):
     assert said == "nothing to compare: there are runs of residual alone\n"
 
 
-def test_rungs_that_are_named_against_the_first_and_nothing_about_others(log, command):
+def test_named_rungs_are_compared_with_the_first_and_others_are_left_out(log, command):
     path = log(
         runs("gpt --preset laptop", 2.00, 2.01, 2.04),
         runs("rotary --preset laptop", 1.75, 1.76, 1.79),
@@ -104,7 +104,7 @@ def test_rungs_that_are_named_against_the_first_and_nothing_about_others(log, co
 
 
 @pytest.mark.parametrize("column", ["rung_code", "shared_code", "torch"])
-def test_a_rung_before_and_after_a_change(column, log, command):
+def test_a_rung_is_compared_before_and_after_a_change(column, log, command):
     path = log(
         runs("residual", 2.10, 2.11, 2.12, 2.14, commit="aaaa1111", **{column: "older"}),
         runs("residual", 2.0, 2.01, 2.02, 2.03, commit="bbbb1111+"),
@@ -127,6 +127,6 @@ def test_a_rung_before_and_after_a_change(column, log, command):
         (["residual", "gpt", "--preset", "laptop"], "nothing to show"),
     ],
 )
-def test_what_cannot_be_compared_is_said_in_one_line(args, words, log, command):
+def test_an_impossible_comparison_is_a_one_line_error(args, words, log, command):
     path = log(runs("residual", 2.0), runs("pre_norm", 2.0, shared_code="older"), runs("bigram --holdout", 2.0))
     assert words in command(compare, *args, "--loss-csv", path, fails=True)

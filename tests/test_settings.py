@@ -1,4 +1,4 @@
-"""From the command line to a Config and back, and from what cannot be to one line."""
+"""Flags are read as a Config and back; wrong settings are a one-line error."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from training.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_flag_changes_a_preset_in_itself_alone(preset):
+def test_a_flag_changes_its_own_setting_of_a_preset_alone(preset):
     plain = parse(gpt.Config, "", ["--preset", preset])
     assert {name: getattr(plain, name) for name in PRESETS[preset]} == PRESETS[preset]
     rest = settings(ScaledConfig()).keys() - PRESETS[preset].keys()
@@ -96,7 +96,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: " ".join(case[:-1]))
-def test_what_cannot_be_ends_in_one_line_and_writes_nothing(case, tmp_path, text_file, capsys):
+def test_wrong_settings_are_a_one_line_error_and_write_nothing(case, tmp_path, text_file, capsys):
     for name, raw in {"EMPTY": b"", "OTHER": b"a,b\n1,2\n"}.items():
         (tmp_path / name).write_bytes(raw)
     (tmp_path / "FOLDER").mkdir()
@@ -115,7 +115,7 @@ def test_what_cannot_be_ends_in_one_line_and_writes_nothing(case, tmp_path, text
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no pseudo-terminals")
-def test_a_wrong_flag_is_named_in_one_plain_line_on_a_terminal():
+def test_a_wrong_flag_is_a_one_line_error_without_colour_on_a_terminal():
     import pty
 
     ours, theirs = pty.openpty()
@@ -124,7 +124,7 @@ def test_a_wrong_flag_is_named_in_one_plain_line_on_a_terminal():
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
         said = b""
-        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        with contextlib.suppress(OSError):  # how Linux reports that the other end is closed
             while piece := os.read(ours, 4096):
                 said += piece
     os.close(ours)
@@ -135,8 +135,8 @@ def test_a_wrong_flag_is_named_in_one_plain_line_on_a_terminal():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has neither")
-def test_a_run_ends_well_whatever_its_output_can_show(tmp_path, text):
-    """In a locale that knows ASCII alone, with a name that is not ASCII, and with stdout closed, as by >&-."""
+def test_a_run_succeeds_in_an_ascii_locale_and_without_stdout(tmp_path, text):
+    """In an ASCII locale, with a file name that is not ASCII, and with stdout closed, as by >&-."""
     (tmp_path / "naïve.txt").write_text(text, encoding="utf-8")
     flags = ["--corpus", "naïve.txt", "--steps", "2", "--device", "cpu", "--loss-csv", "log.csv", "--runs-dir", "."]
     command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, str(ROOT / "bigram.py"), *flags]

@@ -17,7 +17,7 @@ SIZES = ["--n-embd", "12", "--n-head", "2", "--n-layer", "3", "--block-size", "8
 
 
 def rows(said: str) -> list[tuple[str, list[list[int]], int]]:
-    """Of each module: its name, its shapes, and the parameters that its row has."""
+    """For each module: its name, its shapes, and the parameters in its row."""
     lines = said.partition("Layer (type")[2].splitlines()[1:]
     found = []
     for line in lines:
@@ -27,7 +27,7 @@ def rows(said: str) -> list[tuple[str, list[list[int]], int]]:
     return found
 
 
-def test_the_first_block_is_shown_in_full_as_by_hand(text_file, command):
+def test_only_the_first_of_equal_blocks_is_shown_in_full(text_file, command):
     said = command(shapes, "modern", *SIZES, "--corpus", text_file, "--device", "cpu")
     V, x = load_corpus(str(text_file)).tokenizer.vocab_size, [4, 8, 12]
     ours = rows(said)
@@ -49,7 +49,7 @@ def test_the_first_block_is_shown_in_full_as_by_hand(text_file, command):
 
 
 @pytest.mark.parametrize("rung", ["multi_head", "gpt", "averaging", "distillation"])
-def test_the_parameters_add_up(rung, text_file, command):
+def test_the_parameters_add_up_to_the_total(rung, text_file, command):
     words = SIZES[: 2 if rung == "multi_head" else None]
     said = command(shapes, rung, *words, "--corpus", text_file, "--device", "cpu")
     sizes = {word[2:].replace("-", "_"): int(size) for word, size in zip(words[::2], words[1::2], strict=True)}
@@ -60,7 +60,7 @@ def test_the_parameters_add_up(rung, text_file, command):
 
 
 class OwnRung(nn.Module):
-    """Two blocks alike, and one with another size inside."""
+    """Two equal blocks, and one with another size inside."""
 
     def __init__(self, vocab_size, config):
         super().__init__()
@@ -80,7 +80,7 @@ def test_blocks_that_differ_are_shown_in_full(text_file, command, monkeypatch):
     assert ours == [0, 4 * V, 0, *first, sum(first), *last]
 
 
-def test_flags_are_the_rungs_own_in_quotes_or_not(text_file, command):
+def test_flags_of_the_rung_may_be_inside_or_outside_quotes(text_file, command):
     flags = ["--corpus", text_file, "--device", "cpu", "--seed", "3"]
     said = command(shapes, "pre_norm", "--n-layer", "1", *flags)
     assert said == command(shapes, "pre_norm --n-layer 1", *flags) != command(shapes, "pre_norm", *flags)
