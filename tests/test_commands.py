@@ -171,15 +171,15 @@ def test_a_command_runs_from_another_folder(command, tmp_path, text_file, result
             how = ["-m", "torch.distributed.run", "--standalone", command.split()[1], str(path)]
         done = start([sys.executable, *how, *words], tmp_path)
         assert done.returncode == 0, done.stderr
-        said = done.stdout
+        printed = done.stdout
     else:
         monkeypatch.setattr(workers, "train_all", train_all_here)
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(path.parent)  # as Python does
         monkeypatch.setattr(sys, "argv", [str(path), *words])
         runpy.run_path(str(path), run_name="__main__")
-        said = capsys.readouterr().out
-    assert said.strip()
+        printed = capsys.readouterr().out
+    assert printed.strip()
     if rung or path.stem == "run_ladder":
         last = read_log(tmp_path / "log.csv").iloc[-1]
         assert last["step"] == 2 and (not rung or last["rung"] == path.stem)
@@ -209,11 +209,11 @@ def test_help_has_a_line_for_every_flag_with_its_default(module, capsys, monkeyp
     monkeypatch.setattr(sys, "argv", ["command", "--help"])
     with pytest.raises(SystemExit, match="0"):
         module.main()
-    said = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
-    assert " ".join(module.__doc__.split("\n\n")[0].split()) in said
+    printed = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
+    assert " ".join(module.__doc__.split("\n\n")[0].split()) in printed
     for field in dataclasses.fields(module.Options):
         flag = "" if "Positional" in field.type else "--" + field.name.replace("_", "-")
-        assert re.search(rf"{flag}\b[^(]*? \w+ \w+.*?\(default: ", said), field.name
+        assert re.search(rf"{flag}\b[^(]*? \w+ \w+.*?\(default: ", printed), field.name
 
 
 def test_a_table_can_be_printed_on_an_ascii_console(results_csv, monkeypatch):
@@ -246,13 +246,13 @@ def test_the_benchmark_compares_rung_8_with_the_plain_reference(text_file, comma
     sampling = benchmark._sampling
     monkeypatch.setattr(benchmark, "_sampling", lambda *args: sampling(*args[:2], gpt.Config(**tiny)))
     flags = ["gpt", "--rounds", "1", "--device", "cpu", "--corpus", text_file]
-    said = [line.split() for line in command(benchmark, *flags).splitlines()]
-    (reference,) = (words for words in said if words[:1] == ["reference"])
-    (ours,) = (words for words in said if words[:1] == ["gpt"])
+    printed = [line.split() for line in command(benchmark, *flags).splitlines()]
+    (reference,) = (words for words in printed if words[:1] == ["reference"])
+    (ours,) = (words for words in printed if words[:1] == ["gpt"])
     assert (reference[1], ours[1]) == ("fp32", "fp32")
     steps = [float(reference[2]), float(ours[2])]
     assert float(reference[-1]) == 1 and float(ours[-1]) == pytest.approx(steps[0] / steps[1], rel=2e-3, abs=0.006)
-    assert any(words[:3] == ["sampling", "16", "characters"] for words in said)
+    assert any(words[:3] == ["sampling", "16", "characters"] for words in printed)
 
 
 # A run

@@ -20,10 +20,12 @@ def test_the_interval_is_of_paired_differences():
     """The seeds differ by much more than the two rungs, so a comparison of means would show nothing."""
     rng = np.random.default_rng(0)
     one, noise = rng.normal(2.0, 0.5, 6), rng.normal(-0.05, 0.01, 6)
-    said = verdict("a", "b", losses(*one), losses(*(one + noise)))
+    printed = verdict("a", "b", losses(*one), losses(*(one + noise)))
     half = stats.t.ppf(0.975, 5) * noise.std(ddof=1) / np.sqrt(6)
-    assert said.startswith("b is better than a: ")
-    assert f"{noise.mean():+.4f} (95%: {noise.mean() - half:+.4f} to {noise.mean() + half:+.4f}, n = 6 seeds)" in said
+    assert printed.startswith("b is better than a: ")
+    assert (
+        f"{noise.mean():+.4f} (95%: {noise.mean() - half:+.4f} to {noise.mean() + half:+.4f}, n = 6 seeds)" in printed
+    )
     assert "b is worse than a" in verdict("a", "b", losses(*(one + noise)), losses(*one))
 
 
@@ -41,16 +43,17 @@ def test_the_smallest_difference_that_shows_has_a_power_of_80_percent(n):
 def test_rungs_that_cannot_be_told_apart_come_with_the_difference_that_would_show():
     one, other = losses(2.0, 2.0, 2.0, 2.0), losses(2.03, 1.98, 2.02, 1.98)
     shown, seeds = smallest_shown(4, (other - one).std()), seeds_for(0.01, (other - one).std())
-    said = verdict("a", "b", one, other)
-    assert said.startswith("b and a cannot be told apart: +0.0025 (95%: ")
+    printed = verdict("a", "b", one, other)
+    assert printed.startswith("b and a cannot be told apart: +0.0025 (95%: ")
     assert (
-        f"; a difference of {shown:.4f} would show in 4 seeds, four times in five, and one of 0.01 in {seeds}" in said
+        f"; a difference of {shown:.4f} would show in 4 seeds, four times in five, and one of 0.01 in {seeds}"
+        in printed
     )
 
 
 def test_few_seeds_and_missing_seeds_are_reported(recwarn):
-    said = verdict("a", "b", losses(2.0, 2.1, 2.2), losses(1.9, 2.01, 2.5, first=1))
-    assert "n = 2 seeds" in said and "only one of them has: 0, 3" in said
+    printed = verdict("a", "b", losses(2.0, 2.1, 2.2), losses(1.9, 2.01, 2.5, first=1))
+    assert "n = 2 seeds" in printed and "only one of them has: 0, 3" in printed
     assert "from which nothing can be said" in verdict("a", "b", losses(2.0), losses(1.0))
     assert "0 common seeds" in verdict("a", "b", losses(2.0), losses(1.0, first=5))
     one = losses(2.0, 2.1)
@@ -68,22 +71,22 @@ def test_the_ladder_is_compared_rung_by_rung(log, command):
         runs("pre_norm", 2.10, 2.11, 2.13, shared_code="older"),
         runs("gpt", 1.0)[:-1],
     )
-    said = command(compare, "--loss-csv", path).splitlines()
-    assert said[0].startswith("multi_head is better than bigram: -0.2933 ")
-    assert said[1].startswith("residual and multi_head cannot be told apart: ")
+    printed = command(compare, "--loss-csv", path).splitlines()
+    assert printed[0].startswith("multi_head is better than bigram: -0.2933 ")
+    assert printed[1].startswith("residual and multi_head cannot be told apart: ")
     ends = stats.ttest_1samp([-0.30, -0.29, -0.29], 0).confidence_interval(0.975)
     assert ends.high < 0
-    assert said[2] == (
+    assert printed[2] == (
         "2 comparisons: if nothing differs, at least one interval excludes zero by chance with a probability of "
         "about 10%; with intervals of 97.5% (Bonferroni), at most 5%, and 1 of 2 still exclude zero"
     )
-    assert said[3:] == [
+    assert printed[3:] == [
         "left out 1 run that did not finish",
         "runs of earlier code, because there are none of the present code: pre_norm",
         "not compared, because their shared code differs: pre_norm with residual",
     ]
-    said = command(compare, "--loss-csv", log(runs("residual", 2.0)))
-    assert said == "nothing to compare: there are runs of residual alone\n"
+    printed = command(compare, "--loss-csv", log(runs("residual", 2.0)))
+    assert printed == "nothing to compare: there are runs of residual alone\n"
 
 
 def test_named_rungs_are_compared_with_the_first_and_others_are_left_out(log, command):
@@ -95,8 +98,8 @@ def test_named_rungs_are_compared_with_the_first_and_others_are_left_out(log, co
         runs("muon", 1.5)[:-1],
     )
     for other, gain in (("rotary", "-0.2500"), ("rotary --n-layer 2", "-0.1000")):
-        said = command(compare, "gpt", other, "--preset", "laptop", "--loss-csv", path)
-        assert said == f"{other} is better than gpt: {gain} (95%: {gain} to {gain}, n = 3 seeds)\n"
+        printed = command(compare, "gpt", other, "--preset", "laptop", "--loss-csv", path)
+        assert printed == f"{other} is better than gpt: {gain} (95%: {gain} to {gain}, n = 3 seeds)\n"
     both = command(compare, "gpt", "rotary --n-layer 2", "rotary", "--preset", "laptop", "--loss-csv", path)
     assert [line.split(":")[0] for line in both.splitlines()] == [
         "rotary --n-layer 2 is better than gpt", "rotary is better than gpt"
@@ -109,9 +112,9 @@ def test_a_rung_is_compared_before_and_after_a_change(column, log, command):
         runs("residual", 2.10, 2.11, 2.12, 2.14, commit="aaaa1111", **{column: "older"}),
         runs("residual", 2.0, 2.01, 2.02, 2.03, commit="bbbb1111+"),
     )
-    said = command(compare, "residual@aaaa", "residual@bbbb", "--loss-csv", path)
-    assert said.startswith("residual@bbbb is better than residual@aaaa: -0.1025")
-    assert (f"their {column.replace('_', ' ')} differs: older and " in said) == (column != "torch")
+    printed = command(compare, "residual@aaaa", "residual@bbbb", "--loss-csv", path)
+    assert printed.startswith("residual@bbbb is better than residual@aaaa: -0.1025")
+    assert (f"their {column.replace('_', ' ')} differs: older and " in printed) == (column != "torch")
 
 
 @pytest.mark.parametrize(

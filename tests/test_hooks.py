@@ -144,10 +144,10 @@ def test_run_ladder_trains_a_missing_teacher_first(tmp_path, text_file, command)
     rung = "distillation --n-embd 32 --n-layer 1 --block-size 8"
     words = [rung, f"{rung} --teacher-share 0.3", "--preset", "laptop", "--steps", "4", "--corpus"]
     words += [text_file, "--device", "cpu", "--loss-csv", tmp_path / "log.csv", "--runs-dir", tmp_path]
-    said = command(run_ladder, *words, "--out", tmp_path / "curves.svg")
+    printed = command(run_ladder, *words, "--out", tmp_path / "curves.svg")
     log = read_log(tmp_path / "log.csv")
     assert list(log["rung"].unique()) == ["modern", "distillation"] and log["run"].nunique() == 3
-    assert "| `distillation" in said and "of 1 runs are in the log" not in said
+    assert "| `distillation" in printed and "of 1 runs are in the log" not in printed
 
 
 @pytest.mark.parametrize("module", [averaging, distillation], ids=name)

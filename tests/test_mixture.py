@@ -185,11 +185,11 @@ def test_a_mixture_is_logged_as_its_own_row(folder, output, tmp_path):
     path, selection = tmp_path / "log.csv", Selection(tmp_path / "log.csv", corpus="words.txt", variants=True)
     path.write_bytes((folder / "log.csv").read_bytes())
     ladder = load_results(selection)
-    said = output(mixture, ["gpt", "gpt1"], "--loss-csv", path)
+    printed = output(mixture, ["gpt", "gpt1"], "--loss-csv", path)
     row, runs = read_log(path).iloc[-1], read_log(path).groupby("run").last()
     names = [torch.load(folder / f"{name}.pt", weights_only=True)["metadata"]["run"] for name in ("gpt", "gpt1")]
     assert row["rung"] == "mixture" and row["flags"].split() == names
-    assert f"loss {row['val_loss']:.4f}, {row['parameters']:,} parameters: mixture" in said
+    assert f"loss {row['val_loss']:.4f}, {row['parameters']:,} parameters: mixture" in printed
     for column in ("steps", "tokens", "parameters"):
         assert row[column] == runs.loc[names, column].sum()
     assert row["train_loss"] < runs.loc[names, "train_loss"].mean()
@@ -219,5 +219,5 @@ def test_models_with_different_contexts_are_evaluated_in_the_smallest(output):
 )
 def test_an_impossible_mixture_is_a_one_line_error(module, names, flags, words, folder, output):
     flags = [flag.format(folder=folder) for flag in flags]
-    said = output(module, names, *flags, fails=True).replace("\\", "/")  # Windows's paths
-    assert words.format(folder=folder.as_posix()) in said
+    printed = output(module, names, *flags, fails=True).replace("\\", "/")  # Windows's paths
+    assert words.format(folder=folder.as_posix()) in printed

@@ -124,8 +124,8 @@ def page(tmp_path) -> Path:
 
 def test_the_command_writes_the_results_of_the_log(full_log, page, command, monkeypatch, shakespeare):
     monkeypatch.setattr(fill_notes, "shape_table", lambda rung, corpus: "shapes")  # other tests check them
-    said = command(fill_notes, "--page", page, "--loss-csv", full_log)
-    assert f"filled {3 * len(CHAPTERS) + 1} places" in said
+    printed = command(fill_notes, "--page", page, "--loss-csv", full_log)
+    assert f"filled {3 * len(CHAPTERS) + 1} places" in printed
     text = page.read_text(encoding="utf-8")
     first = "Loss: **3.000** ± 0.014 (n = 2). Parameters: 1,000."  # 0.02 / sqrt(2)
     second = (

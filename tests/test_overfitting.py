@@ -50,9 +50,9 @@ def test_the_message_names_flags_that_the_run_has(capsys):
         state = SimpleNamespace(evaluations=evaluations(list(val_losses), FALLING))
         record = SimpleNamespace(metadata={"run": "x"}, unsaved=None, path=lambda **_: "x.pt")
         console.report("", config, state, record, seconds=60.0)
-        said = capsys.readouterr()
-        assert "WARNING" not in said.err
-        return [line for line in said.out.splitlines() if "overfitting" in line]
+        printed = capsys.readouterr()
+        assert "WARNING" not in printed.err
+        return [line for line in printed.out.splitlines() if "overfitting" in line]
 
     rising = (4.0, 2.0, 2.1, 2.2)
     (line,) = messages(residual.Config(), *rising)

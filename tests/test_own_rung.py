@@ -54,7 +54,7 @@ def start(words: list[str], copy: Path, text_file: Path) -> subprocess.Completed
 
 
 def test_a_rung_can_be_added_and_compared(copy, tmp_path, text_file):
-    said = {}
+    printed = {}
     for kind, block in re.findall(r"```(bash|diff)\n(.*?)```", ADD_A_RUNG, flags=re.DOTALL):
         if kind == "diff":
             (tmp_path / "change.diff").write_text(block, encoding="utf-8", newline="\n")
@@ -67,15 +67,15 @@ def test_a_rung_can_be_added_and_compared(copy, tmp_path, text_file):
                 continue
             done = start(words, copy, text_file)
             assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-            said[Path(words[1]).stem if words[0] == "python" else words[0]] = done.stdout
+            printed[Path(words[1]).stem if words[0] == "python" else words[0]] = done.stdout
 
-    assert set(said) == {"shapes", "pytest", "run_ladder", "compare"}
-    assert "GELU" in said["shapes"]
-    assert int(re.search(r"(\d+) passed", said["pytest"])[1]) >= 5 and "failed" not in said["pytest"]
-    rows = [line for line in said["run_ladder"].splitlines() if line.startswith("| `")]
+    assert set(printed) == {"shapes", "pytest", "run_ladder", "compare"}
+    assert "GELU" in printed["shapes"]
+    assert int(re.search(r"(\d+) passed", printed["pytest"])[1]) >= 5 and "failed" not in printed["pytest"]
+    rows = [line for line in printed["run_ladder"].splitlines() if line.startswith("| `")]
     assert [line.split("`")[1] for line in rows] == ["pre_norm --steps 4", "gelu --steps 4"]
     assert "| a ReLU without the corner" in rows[1] and "(n = 2)" in rows[1]
-    assert "drew 4 runs of 2 rungs" in said["run_ladder"]
-    assert "gelu --steps 4" in said["compare"] and "n = 2 seeds" in said["compare"]
+    assert "drew 4 runs of 2 rungs" in printed["run_ladder"]
+    assert "gelu --steps 4" in printed["compare"] and "n = 2 seeds" in printed["compare"]
     losses = read_log(tmp_path / "log.csv").groupby("rung")["val_loss"].last()
     assert losses["gelu"] != losses["pre_norm"]  # the change has an effect

@@ -226,7 +226,7 @@ def folder(tmp_path, log, shakespeare, monkeypatch):
 def test_a_rung_without_javascript_is_computed_beforehand(folder, command, shakespeare):
     runs_dir, log_path = folder
     out = runs_dir / "page.html"
-    said = command(page, "--runs-dir", runs_dir, "--loss-csv", log_path, "--out", out)
+    printed = command(page, "--runs-dir", runs_dir, "--loss-csv", log_path, "--out", out)
     html = out.read_text(encoding="utf-8")
     data, models = in_page(html)
     assert [(rung["name"], rung["number"]) for rung in data["rungs"]] == [
@@ -236,8 +236,8 @@ def test_a_rung_without_javascript_is_computed_beforehand(folder, command, shake
     ]
     assert [*models] == ["bigram", "gpt"]
     for words in ("missing: pre_norm:", "missing: rms_norm --preset laptop:", "missing: modern --preset quick:"):
-        assert words in said
-    assert "train it with python stages/rms_norm.py --preset laptop" in said
+        assert words in printed
+    assert "train it with python stages/rms_norm.py --preset laptop" in printed
 
     config = config_of("rotary --preset laptop")
     (path,) = runs_dir.glob("rotary-*.pt")
@@ -276,8 +276,8 @@ def test_past_its_context_a_rung_has_the_window_of_generation(small):
 
 def test_without_a_checkpoint_there_is_no_page(log, tmp_path, command, shakespeare):
     path = log(runs("bigram", 2.5, corpus_sha256=shakespeare.sha256))
-    said = command(page, "--runs-dir", tmp_path, "--loss-csv", path, "--out", tmp_path / "page.html", fails=True)
-    assert "no rung has both finished runs in the log and a checkpoint" in said
+    printed = command(page, "--runs-dir", tmp_path, "--loss-csv", path, "--out", tmp_path / "page.html", fails=True)
+    assert "no rung has both finished runs in the log and a checkpoint" in printed
     assert not (tmp_path / "page.html").exists()
 
 

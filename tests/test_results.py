@@ -127,14 +127,14 @@ def test_the_table_matches_figures_by_hand(log, command):
         runs("residual", 2.0, 2.1, 2.5, parameters=1),
         runs("post_norm", 2.0, shared_code="older"),
     )
-    said = command(ladder_table, "--loss-csv", path)
-    table, deviation = cells(said), np.std([2.5, 2.5, 2.8], ddof=1)
+    printed = command(ladder_table, "--loss-csv", path)
+    table, deviation = cells(printed), np.std([2.5, 2.5, 2.8], ddof=1)
     assert table["bigram"][:2] == ["a table of next-character logits", f"**2.600** ± {deviation:.3f} (n = 3)"]
     assert table["bigram"][2:7] == [f"{2.6 / math.log(2):.3f}", "2.47", "", "4,225", "0 k"]
     low, high = stats.t.interval(0.95, 2, -0.4, stats.sem([-0.5, -0.4, -0.3]))
     assert table["residual"][3:7] == ["2.20", f"-0.400 ({low:+.3f} to {high:+.3f}, n = 3)", "1", "-"]
     assert table["post_norm"][4] == ""
-    notes = said.splitlines()[-3:]
+    notes = printed.splitlines()[-3:]
     assert "not compared, because their shared code differs: post_norm with residual" in notes
     assert any(line.startswith("no FLOPs of residual: no alphabet gives it 1 parameters") for line in notes)
     scaled = log(runs("gpt --preset laptop", 2.0), runs("rotary --preset laptop", 1.9))
@@ -185,10 +185,10 @@ def test_flops_that_cannot_be_counted_are_a_dash(flags, parameters, replaced, wo
     rows += runs("gpt", 1.0, flags="--gone \x1b", config="gone")
     if replaced:
         monkeypatch.setattr(*replaced)
-    said = command(ladder_table, "--variants", "--loss-csv", log(rows))
-    assert cells(said)[label][-2] == "-" and "usage" not in said
-    assert "`gpt --gone \\x1b`" in said and "\x1b" not in said  # text of a log is escaped
-    assert any(line.startswith(f"no FLOPs of {label}: ") and words in line for line in said.splitlines())
+    printed = command(ladder_table, "--variants", "--loss-csv", log(rows))
+    assert cells(printed)[label][-2] == "-" and "usage" not in printed
+    assert "`gpt --gone \\x1b`" in printed and "\x1b" not in printed  # text of a log is escaped
+    assert any(line.startswith(f"no FLOPs of {label}: ") and words in line for line in printed.splitlines())
 
 
 def test_rungs_at_equal_parameters_differ_by_less_than_10_percent():
@@ -259,8 +259,8 @@ def test_a_scaled_up_rung_has_its_own_axes(two_rungs):
 
 def test_only_the_named_rungs_are_drawn(two_rungs, tmp_path, command):
     picture, common = tmp_path / "pictures" / "curves.svg", ["--loss-csv", two_rungs, "--out"]
-    said = command(plot_loss, *common, picture, "--rungs", "residual", "--x", "seconds")
-    assert said == f"drew 2 runs of 1 rungs on tinyshakespeare: {picture}\n"
+    printed = command(plot_loss, *common, picture, "--rungs", "residual", "--x", "seconds")
+    assert printed == f"drew 2 runs of 1 rungs on tinyshakespeare: {picture}\n"
     assert picture.read_text(encoding="utf-8").count("<path") > 20
     for words, *args in (
         ("has no finished runs of 'gpt'; it has bigram, residual", picture, "--rungs", "gpt", "bigram", "residual"),

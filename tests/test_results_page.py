@@ -40,9 +40,9 @@ def full_log(log):
     return log(*(runs(label, 2.0, 2.1 + number / 100) for number, label in enumerate(dict.fromkeys(labels))))
 
 
-def parts(said: str) -> dict[str, str]:
+def parts(printed: str) -> dict[str, str]:
     """The page's sections by their titles."""
-    return {part.partition("\n")[0]: part for part in said.split("\n## ")}
+    return {part.partition("\n")[0]: part for part in printed.split("\n## ")}
 
 
 def cells(part: str, label: str) -> list[str]:
@@ -107,15 +107,15 @@ def test_the_commands_of_a_section_train_its_runs_and_print_them(full_log, comma
         assert shown and all(
             set(zip(each["rung"], each["config"], each["seed"], strict=True)) <= trained for each in shown
         )
-        said = ""
+        printed = ""
         for typed in section.printed_by:
             module = scripts[typed.split()[1].removeprefix("helper_scripts/").removesuffix(".py")]
-            said += command(module, *shlex.split(typed)[2:], "--loss-csv", full_log)
+            printed += command(module, *shlex.split(typed)[2:], "--loss-csv", full_log)
         for results in section.shown:
             for label in results.order:
                 rung, _, rate = label.partition(" --learning-rate ")
                 own = rate and config_of(results.full(rung)).learning_rate == float(rate)  # the default needs no flag
-                assert (rung if own else label) in said
+                assert (rung if own else label) in printed
 
 
 def test_the_chain_and_its_mixture_match_figures_by_hand(log, command):
@@ -141,8 +141,8 @@ def test_the_chain_and_its_mixture_match_figures_by_hand(log, command):
     others = runs("modern --preset quick", 1.0, rung="mixture", flags=names[0])
     decoys = [runs("gpt --preset quick", 3.0), runs("modern --preset quick", 3.0, shared_code="before")]
     decoys += [runs("modern --preset quick", 3.0, first=3, flags="--preset quick")]
-    said = parts(command(results_page, "--loss-csv", log(*rows, mixture, others, *decoys)))["The lowest loss"]
-    found = re.findall(r"\*\*(\d\.\d{3})\*\*[^|]*\| (\d\.\d{3}) \| (\d\.\d{3}) \|", said)
+    printed = parts(command(results_page, "--loss-csv", log(*rows, mixture, others, *decoys)))["The lowest loss"]
+    found = re.findall(r"\*\*(\d\.\d{3})\*\*[^|]*\| (\d\.\d{3}) \| (\d\.\d{3}) \|", printed)
     means = [1.55, 1.4, 1.25, 1.1]
     assert found == [(f"{mean:.3f}", f"{mean / math.log(2):.3f}", f"{mean - 0.1:.3f}") for mean in means]
     without = parts(command(results_page, "--loss-csv", log(*rows, others)))
@@ -195,8 +195,8 @@ def test_a_row_of_a_mixture_does_not_change_tables(log, command):
     own = runs("bigram", 2.5, 2.6) + runs("residual", 2.0, 2.1)
     mixture = [own[-1] | {"run": "mixture-1", "rung": "mixture", "config": "", "flags": "", "val_loss": 1.0}]
     assert mixture[0].keys() == COLUMNS.keys()
-    said = []
+    printed = []
     for rows in (own, own + mixture):
         path = log(rows)
-        said.append([command(each, "--loss-csv", path) for each in (results_page, ladder_table, compare)])
-    assert said[0] == said[1]
+        printed.append([command(each, "--loss-csv", path) for each in (results_page, ladder_table, compare)])
+    assert printed[0] == printed[1]

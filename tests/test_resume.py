@@ -274,12 +274,12 @@ def test_the_same_command_does_not_replace_minutes_of_training(interrupted, text
         return line
 
     before = checkpoint(interrupted).read_bytes()
-    said = refusal()
-    assert "stopped at step 7" in said and "add --resume to go on with it" in said
+    printed = refusal()
+    assert "stopped at step 7" in printed and "add --resume to go on with it" in printed
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["training.record"], "rung_code", lambda *_: "0badc0de")
-        said = refusal()
-    assert "it is of other code, and cannot go on; delete that file" in said and "--resume" not in said
+        printed = refusal()
+    assert "it is of other code, and cannot go on; delete that file" in printed and "--resume" not in printed
     assert checkpoint(interrupted).read_bytes() == before
     train_in(interrupted, text_file)  # a run of seconds is replaced without a question
     assert load_checkpoint(checkpoint(interrupted, finished=True))["step"] == 12
@@ -318,18 +318,18 @@ OTHERS = {"--dropout 0.5": "dropout 0.2, here 0.5", "--seed 1": "seed 0, here 1"
 def test_resuming_another_run_is_refused_with_the_difference(flags, interrupted, text, text_file, monkeypatch, capsys):
     (interrupted / "other.txt").write_text(text[:-1], encoding="utf-8")
     monkeypatch.chdir(interrupted)
-    said = refused(interrupted, text_file, capsys, *flags.split())
-    checkpoint(interrupted).rename(re.search(r"there is no checkpoint (\S+\.pt)", said)[1])  # as a user might
-    said = refused(interrupted, text_file, capsys, *flags.split())
-    assert "of another run" in said and OTHERS[flags] in said
+    printed = refused(interrupted, text_file, capsys, *flags.split())
+    checkpoint(interrupted).rename(re.search(r"there is no checkpoint (\S+\.pt)", printed)[1])  # as a user might
+    printed = refused(interrupted, text_file, capsys, *flags.split())
+    assert "of another run" in printed and OTHERS[flags] in printed
 
 
 @pytest.mark.parametrize("code", ["rung_code", "shared_code"])
 def test_resuming_with_other_code_is_refused_with_the_difference(code, interrupted, text_file, monkeypatch, capsys):
     began = read_log(interrupted / "log.csv")[code][0]
     monkeypatch.setattr(sys.modules["training.record"], code, lambda *_: "0badc0de")
-    said = refused(interrupted, text_file, capsys)
-    assert f"{'shared code' if code == 'shared_code' else 'code of the rung'} {began}, here 0badc0de" in said
+    printed = refused(interrupted, text_file, capsys)
+    assert f"{'shared code' if code == 'shared_code' else 'code of the rung'} {began}, here 0badc0de" in printed
 
 
 class RunsCode:
@@ -360,13 +360,13 @@ def test_a_full_disk_keeps_the_last_checkpoint(uninterrupted, tmp_path, text_fil
     try:
         with at_step(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))):
             stop_at(9, tmp_path, text_file)
-        assert "stopped after step 10 of 12, not saved" in (said := capsys.readouterr().err)
-        assert "WARNING: cannot write the checkpoint" in said
+        assert "stopped after step 10 of 12, not saved" in (printed := capsys.readouterr().err)
+        assert "WARNING: cannot write the checkpoint" in printed
         assert load_checkpoint(checkpoint(tmp_path))["step"] == 4 and steps_logged(tmp_path) == [0, 4, 8]
         assert stopped(tmp_path, text_file, "--resume") == 2  # trained to the end, but the model is not saved
-        said = capsys.readouterr()
-        assert "error: cannot write the checkpoint" in said.err and "validation loss" in said.out
-        assert "model saved as" not in said.out and load_checkpoint(checkpoint(tmp_path))["step"] == 4
+        printed = capsys.readouterr()
+        assert "error: cannot write the checkpoint" in printed.err and "validation loss" in printed.out
+        assert "model saved as" not in printed.out and load_checkpoint(checkpoint(tmp_path))["step"] == 4
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     train_in(tmp_path, text_file, "--resume")

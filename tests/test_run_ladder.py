@@ -39,9 +39,9 @@ def test_the_command_trains_the_named_rungs_and_a_failure_stops_no_other_run(tmp
     monkeypatch.setattr(sys, "argv", ["run_ladder.py", *words])
     with pytest.raises(SystemExit) as stop:
         run_ladder.main()
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert stop.value.code == 2
-    error = said.err.splitlines()[-1]
+    error = printed.err.splitlines()[-1]
     assert "post_norm failed: SyntaxError" in error
     for seed in (0, 1):
         assert f"bigram --steps 4 --block-size 999, seed {seed} failed: the corpus words.txt (" in error
@@ -51,9 +51,9 @@ def test_the_command_trains_the_named_rungs_and_a_failure_stops_no_other_run(tmp
     assert list(zip(final["rung"], final["flags"], final["seed"], strict=True)) == [
         (*each, seed) for each in there for seed in (0, 1)
     ]
-    assert "| `residual --steps 4 --n-layer 1` |" in said.out
+    assert "| `residual --steps 4 --n-layer 1` |" in printed.out
     assert (tmp_path / "curves.svg").read_text(encoding="utf-8").count("<path") > 20
-    assert "6 of 6 runs, " in said.err and "100%" in said.err
+    assert "6 of 6 runs, " in printed.err and "100%" in printed.err
     # a rung's own command, alone, gives the same losses
     alone = ["--steps", "4", "--seed", "1", "--corpus", str(text_file), *places(tmp_path / "alone")]
     run(bigram.LanguageModel, bigram.Config, alone)
@@ -120,8 +120,8 @@ def test_stopped_runs_are_saved_and_resumed(tmp_path, text_file, default_signals
     assert status == -signal.SIGKILL and "Traceback" not in error
     first = saved()
     assert len(first) == 2 and any(step % bigram.Config().eval_interval for step in first)  # not only at evaluations
-    said, error, status = start_and_stop(lambda pid: os.killpg(pid, signal.SIGINT), max(first))
-    assert "2 of 2 runs were stopped before; resuming them" in said
+    printed, error, status = start_and_stop(lambda pid: os.killpg(pid, signal.SIGINT), max(first))
+    assert "2 of 2 runs were stopped before; resuming them" in printed
     assert status == 130 and "Traceback" not in error
     assert [later > earlier for later, earlier in zip(saved(), first, strict=True)] == [True, True]
     assert len(logged()) == 2  # the runs kept their names

@@ -64,8 +64,8 @@ def test_help_has_a_line_for_every_flag_with_its_default(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         run(gpt.LanguageModel, gpt.Config, ["--help"])
     assert not stop.value.code
-    said = capsys.readouterr().out
-    options = " ".join(re.sub("[│╭╰─╮╯]", " ", said).split())
+    printed = capsys.readouterr().out
+    options = " ".join(re.sub("[│╭╰─╮╯]", " ", printed).split())
     assert gpt.__doc__.partition("\n")[0] in options
     for field in dataclasses.fields(gpt.Config):
         flag = "--" + field.name.replace("_", "-")
@@ -106,10 +106,10 @@ def test_wrong_settings_are_a_one_line_error_and_write_nothing(case, tmp_path, t
     with pytest.raises(SystemExit) as stop:
         run(gpt.LanguageModel, gpt.Config, ["--corpus", str(text_file), "--device", "cpu", *places, *flags])
     assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1
-    assert words in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert words in printed.err
     left = [path for path in tmp_path.iterdir() if path.suffix != ".lock" and path != tmp_path / "runs"]
     assert sorted(left) == before and not list(tmp_path.glob("runs/*"))
 
@@ -123,13 +123,13 @@ def test_a_wrong_flag_is_a_one_line_error_without_colour_on_a_terminal():
     command = [sys.executable, str(ROOT / "bigram.py"), "--learning-rat", "3"]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
-        said = b""
+        printed = b""
         with contextlib.suppress(OSError):  # how Linux reports that the other end is closed
             while piece := os.read(ours, 4096):
-                said += piece
+                printed += piece
     os.close(ours)
     assert process.returncode == 2
-    text = said.decode("utf-8")
+    text = printed.decode("utf-8")
     assert text.startswith("error: Unrecognized options: --learning-rat") and text.endswith("lists the flags\r\n")
     assert text.count("\n") == 1 and text[:-2].isprintable() and not set(text) & set("│╭╰─╮╯")
 

@@ -128,8 +128,8 @@ def test_a_resumed_run_keeps_its_number_of_threads(timed, four_threads, tmp_path
     timed.case = "alone"
     capsys.readouterr()
     train_in(tmp_path, text_file, "--resume")
-    said = capsys.readouterr()
-    assert "on cpu (2 threads)" in said.out and "WARNING" not in said.err
+    printed = capsys.readouterr()
+    assert "on cpu (2 threads)" in printed.out and "WARNING" not in printed.err
     assert (timed, logged(tmp_path)) == ([4, 2, 1, 2], 2)
 
 

@@ -121,10 +121,10 @@ def in_another_process(command: str, folder) -> pd.DataFrame:
 
 def test_a_run_takes_its_minutes_and_the_printed_command_repeats_it_exactly(tmp_path, text_file, clock, capsys):
     run(gpt.LanguageModel, gpt.Config, [*flags(tmp_path, text_file), *SIZES, "--minutes", "100"])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert 0.95 * 6000 < clock[0] <= 6000  # although the steps were twice as fast as in the trial
-    assert "the machine was" not in said
-    command = re.search("to repeat this run: (.*)", said)[1]
+    assert "the machine was" not in printed
+    command = re.search("to repeat this run: (.*)", printed)[1]
     config = parse(gpt.Config, "", shlex.split(command)[2:])
     assert (config.minutes, config.warmup_steps) == (0.0, 14)  # 290 steps were planned
     assert config.steps == (6000 - 2 * 60) // 10 and "--threads" not in command
@@ -148,11 +148,11 @@ def test_a_run_stopped_before_its_steps_are_settled_is_saved_and_resumed(
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(Corpus, "batch", interrupted)
         run(gpt.LanguageModel, gpt.Config, [*flags(tmp_path, text_file), *SIZES, "--minutes", "100"])
-    said = capsys.readouterr()
-    (line,) = [line for line in said.err.splitlines() if "to go on" in line]
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if "to go on" in line]
     assert "stopped after step 6 of 588, saved; to go on: " in line  # in the warm-up, which has 14
     resumed = in_another_process(line.partition("to go on: ")[2], tmp_path)
-    alone = in_another_process(re.search("to repeat this run: (.*)", said.out)[1], tmp_path)
+    alone = in_another_process(re.search("to repeat this run: (.*)", printed.out)[1], tmp_path)
     assert resumed[SAME].values.tolist() == alone[SAME].values.tolist()
 
 
