@@ -1,4 +1,4 @@
-"""What several test files need: the rungs as modules, small settings for them, and texts to train on."""
+"""Fixtures and helpers for several test files: the rungs as modules, small settings for them, texts to train on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, a thread each
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time, with one thread each
 
 import pandas as pd
 import pytest
@@ -25,7 +25,7 @@ from training.provenance import rung_code, shared_code
 
 ROOT = Path(__file__).resolve().parent.parent
 
-settings.register_profile("untimed", deadline=None)  # a slow machine is no failure
+settings.register_profile("untimed", deadline=None)  # a slow machine must not fail a test
 settings.load_profile("untimed")
 
 
@@ -44,7 +44,7 @@ def rung(request):
 
 @pytest.fixture
 def small():
-    """Makes a rung's Config at the size of the small ones, so that a scaled-up rung takes milliseconds too."""
+    """Makes a rung's Config with small sizes, so that a scaled-up rung also takes milliseconds."""
 
     def make(module, **given):
         own = module.Config()
@@ -56,13 +56,13 @@ def small():
 
 
 @pytest.fixture
-def usual_signals():
-    """Ctrl-C and its like as in a terminal, for this process and its children, however the tests were started.
+def default_signals():
+    """Default handlers for Ctrl-C and similar signals, for this process and its children.
 
     A process in the background, or under nohup, ignores some signals, and its children inherit that.
     """
-    usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
-    numbers = {getattr(signal, name): handler for name, handler in usual.items() if hasattr(signal, name)}
+    defaults = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL, "SIGHUP": signal.SIG_DFL}
+    numbers = {getattr(signal, name): handler for name, handler in defaults.items() if hasattr(signal, name)}
     before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
     yield
     for number, handler in before.items():
@@ -71,7 +71,7 @@ def usual_signals():
 
 @pytest.fixture(scope="session")
 def shakespeare() -> Corpus:
-    """The real corpus, as a run gets it. Where it cannot be fetched, tests that need it are skipped."""
+    """Tiny Shakespeare, as a run loads it. If it cannot be fetched, tests that need it are skipped."""
     corpus = load_corpus()
     if corpus.name != "tinyshakespeare":
         pytest.skip("data/input.txt is not there and could not be fetched")
@@ -80,7 +80,7 @@ def shakespeare() -> Corpus:
 
 @pytest.fixture(scope="session")
 def text() -> str:
-    """A few thousand characters with some order in them, the same everywhere."""
+    """A few thousand characters of random words, the same on every machine."""
     words = (
         "ROMEO: to be or not that is the question whether nobler in mind suffer slings and arrows of outrageous fortune"
     )
@@ -105,7 +105,7 @@ NUMBERS = itertools.count()
 
 
 def runs(label: str, *losses: float, first: int = 0, **columns) -> list[dict]:
-    """Rows of the log: finished runs of seeds from `first` on, of `label` by its file and the code as they are."""
+    """Rows of the log for finished runs of `label` with the present code: one run a loss, seeds from `first` on."""
     rung, config = label.split()[0], config_of(label)
     row = {name: {str: "x", int: 5, float: 1.0}[kind] for name, kind in COLUMNS.items()}
     row |= {"rung": rung, "config": config_hash(config), "flags": changed_flags(config), "steps": config.steps}
@@ -122,7 +122,7 @@ def runs(label: str, *losses: float, first: int = 0, **columns) -> list[dict]:
 
 @pytest.fixture
 def log(tmp_path):
-    """Writes rows as a log."""
+    """Writes rows to a log file."""
 
     def write(*parts: list[dict]) -> Path:
         table = pd.DataFrame([row for part in parts for row in part], columns=list(COLUMNS))
@@ -134,7 +134,7 @@ def log(tmp_path):
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """Starts a module's command; returns what it says, or the one line in which it ends."""
+    """Runs a module's command; returns what it prints, or its one-line error."""
 
     def start(module, *args, fails: bool = False) -> str:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, args)])

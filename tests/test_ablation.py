@@ -10,7 +10,7 @@ VOCAB = 65
 
 
 class Positioned(nn.Module):
-    """An embedding of characters, plus one of positions."""
+    """Token embeddings plus position embeddings."""
 
     def __init__(self, tokens, positions):
         super().__init__()
@@ -56,14 +56,14 @@ def without_short_conv(model, theirs, config):
     "remove",
     [without_rotary, without_rms_norm, without_qk_norm, without_swiglu, without_value_residual, without_short_conv],
 )
-def test_a_part_is_taken_out_of_modern_and_nothing_else(remove, small):
+def test_ablation_replaces_one_part_of_modern_and_nothing_else(remove, small):
     config = small(ablation, without=remove.__name__.removeprefix("without_"))
     torch.manual_seed(0)
     model, ours = modern.LanguageModel(VOCAB, small(modern)), ablation.LanguageModel(VOCAB, config)
     with torch.no_grad():
         for weight in (*model.parameters(), *ours.parameters()):
             weight.add_(torch.randn_like(weight), alpha=0.1)
-        for name, weight in ours.named_parameters():  # what modern lacks: at the values where it changes nothing
+        for name, weight in ours.named_parameters():  # modern has no biases; at zero they change nothing
             if name.endswith("bias"):
                 weight.zero_()
     shared = {
@@ -73,12 +73,12 @@ def test_a_part_is_taken_out_of_modern_and_nothing_else(remove, small):
     idx = torch.randint(VOCAB, (2, 8))
     assert not torch.allclose(ours(idx), model(idx), atol=1e-2)
     remove(model, ours, config)
-    if remove is without_rms_norm:  # gains of the norms that replace modern's
+    if remove is without_rms_norm:  # the new LayerNorms need the same gains
         model.load_state_dict({n: w for n, w in shared.items() if "norm" in n}, strict=False)
     torch.testing.assert_close(ours(idx), model(idx), atol=1e-5, rtol=0)
 
 
-def test_without_the_convolution_it_is_the_rung_before_modern(small):
+def test_without_short_conv_ablation_equals_the_rung_before_modern(small):
     logits = []
     for rung in (ablation, value_residual):
         torch.manual_seed(0)

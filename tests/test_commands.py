@@ -1,6 +1,6 @@
-"""The commands of the pages as they are typed, what a run leaves, and whether the pages say what is so.
+"""The documentation's commands run, a run writes what it should, and the documentation matches the code.
 
-What each command computes is for other tests to show; here each is started, shortened, from a foreign folder.
+Other tests check what each command computes. Here each command is shortened and run from another folder.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ README, RUNNING, RESULTS, CONTRIBUTING = (
 
 
 @pytest.fixture(autouse=True)
-def two_steps_are_timed(monkeypatch):
-    """Before a run, however fast they are."""
+def time_two_steps(monkeypatch):
+    """Two steps are timed before a run, however fast they are."""
     monkeypatch.setattr("training.throughput.TRIAL_SECONDS", 0)
 
 
@@ -53,18 +53,18 @@ def start(command: list[str], cwd: Path, **streams) -> subprocess.CompletedProce
 
 
 def places(folder: Path) -> list[str]:
-    """Flags that keep all that a run writes in `folder`, on the device that all machines have."""
+    """Flags for a run on the CPU that writes all its files to `folder`."""
     return ["--device", "cpu", "--loss-csv", str(folder / "log.csv"), "--runs-dir", str(folder / "runs")]
 
 
 def small_sizes(rung: str) -> list[str]:
-    """Flags that make a large rung take milliseconds, with channels that the heads of any preset can share."""
+    """Flags with which a large rung takes milliseconds. Its channels are divisible by the heads of every preset."""
     large = issubclass(rung_module(rung).Config, ScaledConfig)
     return ["--n-embd", "120", "--n-layer", "1", "--block-size", "8", "--batch-size", "2"] * large
 
 
 def train_here(rung: str, folder: Path, text_file: Path, *flags: str) -> None:
-    """A run of two small steps in this process."""
+    """Trains a rung for two small steps in this process."""
     module = rung_module(rung)
     common = ["--steps", "2", "--sample-length", "9", "--corpus", str(text_file), *small_sizes(rung), *places(folder)]
     run(module.LanguageModel, module.Config, [*common, *flags])
@@ -74,7 +74,7 @@ def train_here(rung: str, folder: Path, text_file: Path, *flags: str) -> None:
 
 
 def commands() -> list[str]:
-    """Those that start a file of the project, from blocks of code and from running text, each once."""
+    """The commands that start a file of the project, from code blocks and from the text, each once."""
     found = []
     for page in (README, RUNNING):
         blocks = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
@@ -91,7 +91,7 @@ def script(command: str) -> Path:
 
 
 def kind(command: str) -> tuple:
-    """Of what a process of its own tells more than this one. All rungs import alike, and so count as one."""
+    """One command of each kind is run in its own process. All rungs are one kind, because their imports are alike."""
     path = script(command)
     return command.split()[0], " -m " in command, path if path.parent.name == "helper_scripts" else "rung"
 
@@ -101,19 +101,19 @@ FIRST = {kind(command): command for command in reversed(COMMANDS) if "run_ladder
 
 
 def shortened(command: str, folder: Path, text_file: Path, results_csv: Path, models: Path) -> list[str]:
-    """The words behind the script's name, changed to a small text, a few steps, and to write into `folder` alone."""
+    """The command's arguments, changed to a small text and a few steps, and to write to `folder` alone."""
     words, name = shlex.split(command), script(command).stem
-    behind = next(i for i, word in enumerate(words) if i and not word.startswith("-")) + 1
-    words = [str(text_file) if word == "my_text.txt" else word for word in words[behind:]]
+    first = next(i for i, word in enumerate(words) if i and not word.startswith("-")) + 1
+    words = [str(text_file) if word == "my_text.txt" else word for word in words[first:]]
     corpus = ["--corpus", str(text_file)] * ("--corpus" not in words)
-    if name in RUNGS:  # the last one given counts, of a flag that is there twice
+    if name in RUNGS:  # if a flag is given twice, the last one counts
         words += ["--steps", "2", "--sample-length", "9", *corpus, *small_sizes(name), *places(folder)]
         return words + ["--minutes", "0"] * ("--minutes" in words)
     if name == "run_ladder":
         words = ["1" if word == "5" else word for word in words]  # seeds
         words = ["gpt", "previous_token"] * ("--preset" in words) + words
         return [*words, *corpus, "--steps", "2", *places(folder), "--out", str(folder / "curves.png")]
-    if name == "benchmark":  # a step of the plain reference at its size would take as long as all else here
+    if name == "benchmark":  # a full-size step of the plain reference would take as long as all the other commands
         return [*words, "bigram", *corpus, "--seconds", "0.01", "--rounds", "0", "--text-mb", "1", "--device", "cpu"]
     if name == "sample":
         return [*words, "--runs-dir", str(models), "--device", "cpu", "--length", "9"]
@@ -123,7 +123,7 @@ def shortened(command: str, folder: Path, text_file: Path, results_csv: Path, mo
         return [*words, "--runs-dir", str(models), "--device", "cpu"]
     if name == "export":
         return [*words, "--runs-dir", str(models)]
-    if name == "results_page":  # test_results_page.py lets it write
+    if name == "results_page":  # test_results_page.py tests --write
         return ["--loss-csv", str(results_csv)]
     assert name in ("plot_loss", "ladder_table", "compare", "controls", "results_page") and "--write" not in words
     picture = ["--out", str(folder / "curves.png")] * (name == "plot_loss" and "--out" not in words)
@@ -132,7 +132,7 @@ def shortened(command: str, folder: Path, text_file: Path, results_csv: Path, mo
 
 @pytest.fixture(scope="module")
 def results_csv(tmp_path_factory) -> Path:
-    """A log with finished runs of all that the commands show."""
+    """A log with finished runs of everything that the commands show."""
     labels = {"gpt --preset laptop", "rotary --preset laptop", *sum(controls.TABLES.values(), ())}
     rows = [row for label in sorted(labels) for row in runs(label, 2.0, 2.1, 2.3)]
     path = tmp_path_factory.mktemp("log") / "log.csv"
@@ -150,36 +150,36 @@ def models(tmp_path_factory, text_file) -> Path:
 
 
 def written_here(text_file: Path) -> list:
-    """What a command on that text could leave in the project, whatever other runs there are at the same time."""
+    """The parts of the project that a command on that text could change. Other runs at the same time do not count."""
     pictures = [(path, path.stat().st_mtime_ns) for path in (ROOT / "images").iterdir()]
     digits = load_corpus(str(text_file)).sha256[:6]
     logged = f"{text_file.name} ({digits})" in LOSS_CSV.read_text(encoding="utf-8")
     return [(ROOT / "README.md").read_bytes(), pictures, logged, list(RUNS_DIR.glob(f"*-{digits}-*"))]
 
 
-@pytest.mark.parametrize("command", [each for each in COMMANDS if script(each).stem != "page"])  # test_page.py has it
-def test_a_command_runs_from_a_foreign_folder(command, tmp_path, text_file, results_csv, models, monkeypatch, capsys):
+@pytest.mark.parametrize("command", [each for each in COMMANDS if script(each).stem != "page"])  # test_page.py tests it
+def test_a_command_runs_from_another_folder(command, tmp_path, text_file, results_csv, models, monkeypatch, capsys):
     path, before = script(command), written_here(text_file)
     words = shortened(command, tmp_path, text_file, results_csv, models)
     rung = rung_module(path.stem) if path.stem in RUNGS else None
     if "--resume" in words:  # there has to be something to resume
         run(rung.LanguageModel, rung.Config, [word for word in words if word != "--resume"])
     capsys.readouterr()
-    if command in FIRST:  # the others here: torch alone takes seconds to start
+    if command in FIRST:  # the others run in this process: importing torch takes seconds
         how = command.split()[1:3] if " -m " in command else [str(path)]
         if command.startswith("torchrun"):
             how = ["-m", "torch.distributed.run", "--standalone", command.split()[1], str(path)]
         done = start([sys.executable, *how, *words], tmp_path)
         assert done.returncode == 0, done.stderr
-        said = done.stdout
+        printed = done.stdout
     else:
         monkeypatch.setattr(workers, "train_all", train_all_here)
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(path.parent)  # as Python does
         monkeypatch.setattr(sys, "argv", [str(path), *words])
         runpy.run_path(str(path), run_name="__main__")
-        said = capsys.readouterr().out
-    assert said.strip()
+        printed = capsys.readouterr().out
+    assert printed.strip()
     if rung or path.stem == "run_ladder":
         last = read_log(tmp_path / "log.csv").iloc[-1]
         assert last["step"] == 2 and (not rung or last["rung"] == path.stem)
@@ -190,13 +190,13 @@ def test_a_command_runs_from_a_foreign_folder(command, tmp_path, text_file, resu
 
 
 def train_all_here(planned, jobs, progress, finished):
-    """Stands in for the workers, whose processes take seconds to start (test_run_ladder.py has them)."""
+    """Replaces the workers, whose processes take seconds to start (test_run_ladder.py tests them)."""
     for each in planned:
         last = train_rung(rung_module(each.rung).LanguageModel, each.config)
         finished(each, workers.Result(last.val_loss))
 
 
-def test_the_pages_name_every_command():
+def test_the_documentation_names_every_command():
     others = re.findall(r"python [\w/]+\.py", RESULTS + CONTRIBUTING)
     named = {script(command) for command in [*COMMANDS, *others]}
     assert named >= {ROOT / "bigram.py", ROOT / "gpt.py", ROOT / "stages" / "residual.py"}
@@ -209,14 +209,14 @@ def test_help_has_a_line_for_every_flag_with_its_default(module, capsys, monkeyp
     monkeypatch.setattr(sys, "argv", ["command", "--help"])
     with pytest.raises(SystemExit, match="0"):
         module.main()
-    said = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
-    assert " ".join(module.__doc__.split("\n\n")[0].split()) in said
+    printed = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
+    assert " ".join(module.__doc__.split("\n\n")[0].split()) in printed
     for field in dataclasses.fields(module.Options):
         flag = "" if "Positional" in field.type else "--" + field.name.replace("_", "-")
-        assert re.search(rf"{flag}\b[^(]*? \w+ \w+.*?\(default: ", said), field.name
+        assert re.search(rf"{flag}\b[^(]*? \w+ \w+.*?\(default: ", printed), field.name
 
 
-def test_a_table_for_a_console_that_knows_ascii_alone(results_csv, monkeypatch):
+def test_a_table_can_be_printed_on_an_ascii_console(results_csv, monkeypatch):
     console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", console)
     monkeypatch.setattr(sys, "argv", ["ladder_table.py", "--loss-csv", str(results_csv)])
@@ -226,7 +226,7 @@ def test_a_table_for_a_console_that_knows_ascii_alone(results_csv, monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has another error for it")
-def test_a_reader_that_has_gone_ends_a_command_without_a_word(results_csv, monkeypatch):
+def test_a_closed_pipe_ends_a_command_silently(results_csv, monkeypatch):
     """As in `compare.py | head -1`."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     ours, theirs = os.pipe()
@@ -237,7 +237,7 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(results_csv, monke
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_the_benchmark_holds_rung_8_against_the_plain_reference(text_file, command, monkeypatch):
+def test_the_benchmark_compares_rung_8_with_the_plain_reference(text_file, command, monkeypatch):
     tiny = {"n_embd": 12, "n_head": 2, "n_layer": 1, "block_size": 8, "batch_size": 4}
     monkeypatch.setitem(PRESETS, "lecture", tiny)
     monkeypatch.setattr(benchmark, "_measure", lambda *args: {})  # the table of the rungs, at their own sizes
@@ -246,19 +246,19 @@ def test_the_benchmark_holds_rung_8_against_the_plain_reference(text_file, comma
     sampling = benchmark._sampling
     monkeypatch.setattr(benchmark, "_sampling", lambda *args: sampling(*args[:2], gpt.Config(**tiny)))
     flags = ["gpt", "--rounds", "1", "--device", "cpu", "--corpus", text_file]
-    said = [line.split() for line in command(benchmark, *flags).splitlines()]
-    (reference,) = (words for words in said if words[:1] == ["reference"])
-    (ours,) = (words for words in said if words[:1] == ["gpt"])
+    printed = [line.split() for line in command(benchmark, *flags).splitlines()]
+    (reference,) = (words for words in printed if words[:1] == ["reference"])
+    (ours,) = (words for words in printed if words[:1] == ["gpt"])
     assert (reference[1], ours[1]) == ("fp32", "fp32")
     steps = [float(reference[2]), float(ours[2])]
     assert float(reference[-1]) == 1 and float(ours[-1]) == pytest.approx(steps[0] / steps[1], rel=2e-3, abs=0.006)
-    assert any(words[:3] == ["sampling", "16", "characters"] for words in said)
+    assert any(words[:3] == ["sampling", "16", "characters"] for words in printed)
 
 
 # A run
 
 
-def test_a_run_tells_logs_saves_and_samples(tmp_path, text_file):
+def test_a_run_prints_logs_saves_and_samples(tmp_path, text_file):
     flags = ["--seed", "3", "--steps", "4", "--eval-interval", "2", "--sample-length", "200", "--prompt", "to be"]
     command = [sys.executable, str(ROOT / "stages" / "residual.py"), *flags, "--corpus", str(text_file)]
     done = start([*command, *places(tmp_path)], tmp_path)
@@ -293,27 +293,27 @@ def test_a_run_tells_logs_saves_and_samples(tmp_path, text_file):
 
 
 @pytest.mark.parametrize("rung", ["residual", "gpt", "modern"])
-def test_a_rerun_repeats_itself_and_another_seed_or_setting_does_not(rung, tmp_path, text_file):
+def test_a_rerun_has_the_same_losses_and_another_seed_or_setting_has_others(rung, tmp_path, text_file):
     for flags in (["--seed", "5"], ["--seed", "5"], ["--seed", "6"], ["--seed", "5", "--learning-rate", "0.01"]):
         train_here(rung, tmp_path, text_file, "--eval-interval", "1", *flags)
     log = read_log(tmp_path / "log.csv")
     one, again, *others = [rows["val_loss"].tolist() for _, rows in log.groupby("run", sort=False)]
     assert one == again and len(one) == 3
     assert len({losses[-1] for losses in (one, *others)}) == 3
-    assert len(list((tmp_path / "runs").glob("*.pt"))) == 3  # a model of other settings is another file
+    assert len(list((tmp_path / "runs").glob("*.pt"))) == 3  # a model with other settings has its own file
 
 
-def test_a_model_of_another_text_is_another_file(tmp_path, text_file):
+def test_a_model_of_another_text_has_its_own_file(tmp_path, text_file):
     for corpus in (text_file, ROOT / "LICENSE"):
         train_here("bigram", tmp_path, corpus)
     assert len(list((tmp_path / "runs").glob("*.pt"))) == 2
 
 
-# The pages
+# The documentation
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_of_a_page_lead_somewhere(page):
+def test_links_of_a_page_have_targets(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", re.sub("```.*?```", "", PAGES[page], flags=re.DOTALL)):
         if not link.startswith(("https://", "http://")):
             name, _, anchor = link.partition("#")
@@ -325,7 +325,7 @@ def test_links_of_a_page_lead_somewhere(page):
             }
 
 
-def test_flags_that_the_pages_name_are_there():
+def test_flags_in_the_documentation_exist():
     types = {*(module.Config for module in MODULES), *(module.Options for module in HELPERS)}
     known = {f"--{field.name.replace('_', '-')}" for each in types for field in dataclasses.fields(each)}
     known |= {flag.replace("--", "--no-", 1) for flag in known} | {"--help"}
@@ -335,7 +335,7 @@ def test_flags_that_the_pages_name_are_there():
         assert not set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - known
 
 
-def test_the_table_of_presets_is_that_of_the_code():
+def test_the_table_of_presets_matches_the_code():
     rows = [line.strip("| ").split(" | ") for line in RUNNING.splitlines() if re.match(r"\| `--[\w-]+` ", line)]
     assert len(rows) >= max(map(len, PRESETS.values()))
     for name, *values in rows:

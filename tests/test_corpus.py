@@ -1,4 +1,4 @@
-"""Where a text comes from, how it is split, and which of its windows are a batch."""
+"""How a text is loaded and split, and which of its windows a batch has."""
 
 import hashlib
 import http.server
@@ -23,7 +23,7 @@ def starts_of(corpus: Corpus, batches: int, batch_size: int, block_size: int, sa
     return torch.cat(drawn)[:, 0].tolist()
 
 
-def test_tiny_shakespeare_is_the_real_one(shakespeare):
+def test_tiny_shakespeare_has_its_known_hash_alphabet_and_splits(shakespeare):
     assert shakespeare.sha256 == "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
     assert shakespeare.tokenizer.vocab_size == 65
     assert (len(shakespeare.train), len(shakespeare.val)) == (1_003_854, 111_540)
@@ -33,7 +33,7 @@ def test_tiny_shakespeare_is_the_real_one(shakespeare):
 # Splits and batches
 
 
-def test_the_splits_are_the_text(text):
+def test_the_splits_together_are_the_text(text):
     corpus = Corpus.from_text("words", "0" * 64, text)
     assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.val) == text
     assert len(corpus.train) == int(0.9 * len(text))
@@ -57,17 +57,17 @@ def test_a_batch_depends_on_seed_and_step_alone_and_its_targets_are_the_next_cha
     assert idx.shape == (16, 8) and torch.equal(targets, idx + 1) and torch.equal(idx[:, 1:], idx[:, :-1] + 1)
 
 
-def test_epoch_sampling_takes_every_window_once_an_epoch():
-    """124 windows of 8 an epoch, and 11 characters that are left over."""
+def test_epoch_sampling_draws_every_window_once_an_epoch():
+    """An epoch has 124 windows of 8 characters; 11 characters are left over."""
     starts = starts_of(numbered(1003), 4 * 20, batch_size=31, block_size=8, sampling="epoch")
     epochs = [starts[i : i + 124] for i in range(0, len(starts), 124)]
     for epoch in epochs:
         assert 0 <= min(epoch) < 11
-        assert sorted(epoch) == list(range(min(epoch), min(epoch) + 992, 8))  # side by side, each of them once
-    assert len({min(epoch) for epoch in epochs}) > 5  # cut elsewhere each time
+        assert sorted(epoch) == list(range(min(epoch), min(epoch) + 992, 8))  # adjacent windows, each of them once
+    assert len({min(epoch) for epoch in epochs}) > 5  # each epoch starts at another offset
     orders = {tuple(start - min(epoch) for start in epoch) for epoch in epochs}
     assert len(orders) == 20 and tuple(range(0, 992, 8)) not in orders
-    assert starts_of(numbered(1003), 248, batch_size=10, block_size=8, sampling="epoch") == starts  # of the seed alone
+    assert starts_of(numbered(1003), 248, batch_size=10, block_size=8, sampling="epoch") == starts  # of any batch size
     assert starts_of(numbered(1003), 80, 31, 8, "epoch", seed=1) != starts
 
 
@@ -78,7 +78,7 @@ def test_epoch_sampling_takes_every_window_once_an_epoch():
 def test_a_file_is_named_with_its_hash(file, tmp_path):
     (tmp_path / file).write_bytes(b"to be or not to be")
     digits = hashlib.sha256(b"to be or not to be").hexdigest()[:6]
-    assert load_corpus(str(tmp_path / file)).name == f"{file} ({digits})"  # never that of a built-in text
+    assert load_corpus(str(tmp_path / file)).name == f"{file} ({digits})"  # never the name of a built-in text
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def server(monkeypatch, text):
 
 
 def test_the_corpus_is_fetched_and_checked(server, tmp_path, monkeypatch, text, capsys):
-    corpus = load_corpus(data_dir=tmp_path, url=server)  # something else, as from a network that wants a login
+    corpus = load_corpus(data_dir=tmp_path, url=server)  # another text, as from a network that asks for a login
     assert corpus.name == "pydoc" and len(corpus.train) > 100_000
     assert "WARNING: Tiny Shakespeare could not be fetched" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -109,7 +109,7 @@ def test_the_corpus_is_fetched_and_checked(server, tmp_path, monkeypatch, text, 
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [text.encode("utf-8")]
 
 
-def test_a_file_in_place_is_used_without_the_network(tmp_path):
+def test_an_existing_file_is_used_without_the_network(tmp_path):
     (tmp_path / "input.txt").write_text("my own text " * 20, encoding="utf-8")
     corpus = load_corpus(data_dir=tmp_path, url="http://127.0.0.1:9/")
     assert corpus.name.startswith("input.txt (")  # not tinyshakespeare: it is another text

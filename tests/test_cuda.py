@@ -1,4 +1,4 @@
-"""What only a machine with CUDA can show; skipped everywhere else."""
+"""Tests that need CUDA; on other machines they are skipped."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def on_cuda(corpus):
     return corpus.to(torch.device("cuda"))
 
 
-def test_nothing_waits_for_the_device_between_evaluations(on_cuda, small, monkeypatch):
+def test_training_does_not_synchronize_between_evaluations(on_cuda, small, monkeypatch):
     monkeypatch.setattr("training.loop.evaluate", lambda *args, **kwargs: Evaluation(0, 0.0, 0.0, 0.0))
     monkeypatch.setattr("training.loop.synchronize", lambda device: None)
     monkeypatch.setattr("training.loop.check_finite", lambda loss, step: None)
@@ -31,7 +31,7 @@ def test_nothing_waits_for_the_device_between_evaluations(on_cuda, small, monkey
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_cuda_trains_as_the_cpu_does_and_large_models_in_bf16(corpus, on_cuda, small):
+def test_cuda_trains_like_the_cpu_and_large_models_use_bf16(corpus, on_cuda, small):
     def losses(corpus, device, compiled=False):
         config = small(gpt, steps=20, eval_interval=20, learning_rate=1e-2)
         torch.manual_seed(0)

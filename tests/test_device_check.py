@@ -1,4 +1,4 @@
-"""A device that computes something else than the CPU must not get to train. The tests stand in for such a device."""
+"""A device with other results than the CPU is refused. The tests simulate such a device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.run import set_up
 
 
 class Corruption(TorchFunctionMode):
-    """Puts `change(function, args, kwargs)` in the place of one function of torch, by name."""
+    """Replaces one function of torch, by its name, with `change(function, *args, **kwargs)`."""
 
     def __init__(self, name, change):
         super().__init__()
@@ -31,8 +31,8 @@ class Corruption(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def on_a_device(module, name, change, corpus, config):
-    """The rung's model: right where it was moved to the CPU, and wrong where it was made, as on a faulty device."""
+def on_faulty_device(module, name, change, corpus, config):
+    """The rung's model as on a faulty device: its results are wrong, but correct once it is on the CPU."""
 
     class Model(module.LanguageModel):
         on_cpu = False
@@ -63,7 +63,7 @@ def wrong_gradient(function, *args, **kwargs):
 
 
 def stale(function, x, *args, **kwargs):
-    """As of a copy that was not waited for: one number of the result is whatever was there before."""
+    """As if a copy had been read too early: one number of the result is an old value."""
     y = function(x, *args, **kwargs).clone()
     y[0, -1, -1] = 0.0
     return y
@@ -73,16 +73,16 @@ WRONG = [(pre_norm, "softmax", scaled), (gpt, "linear", stale), (modern, "rms_no
 
 
 @pytest.mark.parametrize(("rung", "name", "change"), WRONG, ids=lambda value: getattr(value, "__name__", value))
-def test_one_wrong_operator_is_caught(rung, name, change, corpus, small):
+def test_one_wrong_operator_is_found(rung, name, change, corpus, small):
     config = small(rung)
-    model = on_a_device(rung, name, change, corpus, config)
+    model = on_faulty_device(rung, name, change, corpus, config)
     with pytest.raises(UserError, match="gradients of" if change is wrong_gradient else "logits") as error:
         check_device(model, corpus, config, "fp32")
     assert "--device cpu" in str(error.value) and "--skip-device-check" in str(error.value)
 
 
 @pytest.mark.parametrize("rung", [gpt, modern], ids=rung_id)
-def test_a_right_device_passes_and_nothing_is_changed(rung, corpus, small):
+def test_a_correct_device_passes_and_the_model_is_unchanged(rung, corpus, small):
     config = small(rung)
     for precision in ("fp32", "bf16"):
         model = rung.LanguageModel(corpus.tokenizer.vocab_size, config)
@@ -94,29 +94,29 @@ def test_a_right_device_passes_and_nothing_is_changed(rung, corpus, small):
         assert torch.equal(state, torch.get_rng_state()) and model.training
 
 
-def test_later_characters_seen_in_the_runs_own_precision_are_caught(corpus, small):
-    """As attention in half precision under no_grad has done (pytorch/pytorch 195910): right in fp32."""
+def test_attention_to_later_characters_in_the_runs_precision_is_found(corpus, small):
+    """Attention in half precision under no_grad has had this error (pytorch/pytorch 195910). In fp32 it is correct."""
     config = small(gpt)
 
-    def leak(function, x, *args, **kwargs):  # the weights of attention, a little of them spread over all positions
+    def leak(function, x, *args, **kwargs):  # a little of the attention weights is spread over all positions
         y = function(x, *args, **kwargs)
         leaks = torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
         return 0.99 * y + 0.01 / y.shape[-1] if leaks else y
 
-    model = on_a_device(gpt, "softmax", leak, corpus, config)
+    model = on_faulty_device(gpt, "softmax", leak, corpus, config)
     check_device(model, corpus, config, "fp32")
     with pytest.raises(UserError, match=r"later characters.*--precision fp32"):
         check_device(model, corpus, config, "bf16")
 
 
-def test_a_run_on_another_device_is_checked_unless_told_not_to(tmp_path, text_file, monkeypatch):
+def test_a_run_on_another_device_is_checked_unless_the_check_is_skipped(tmp_path, text_file, monkeypatch):
     def refuse(*args):
         raise UserError("it fails its check")
 
     monkeypatch.setattr(sys.modules["training.run"], "check_device", refuse)
     places = {"corpus": str(text_file), "runs_dir": tmp_path, "loss_csv": tmp_path / "log.csv"}
     model, config, other = pre_norm.LanguageModel, pre_norm.Config(**places), torch.device("meta")
-    set_up(model, config, torch.device("cpu"))  # which needs no check
+    set_up(model, config, torch.device("cpu"))  # the CPU needs no check
     with pytest.raises(UserError, match="fails its check"):
         set_up(model, config, other)
     set_up(model, replace(config, skip_device_check=True), other)

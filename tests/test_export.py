@@ -1,4 +1,4 @@
-"""A rung as a Hugging Face model: what transformers makes of the folder, and how the folder is written."""
+"""A rung as a Hugging Face model: transformers computes the same, and the folder is written safely."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from helper_scripts.stock import ARCHITECTURES, NO_STOCK
 from training import run
 from training.generation import generate
 
-# What a tokenizer could be tempted to strip, to split, to merge, to normalise or to take for something special.
+# Characters that a tokenizer might strip, split, merge, normalise or treat as special tokens.
 AWKWARD = "\n\r\t\0  \u00a0\u200b\u2581\u0120'\"\\#[]<|>e\u0301\u00e9\ufb01\u4e2d\U0001f3ad\u00df"
 LENGTH = 200  # characters to generate
 
 
 @pytest.fixture(scope="module")
 def transformers():
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a folder is all that it takes
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the folder has all that is needed
     library = pytest.importorskip("transformers", reason="transformers is not installed (requirements-dev.txt)")
     library.logging.disable_progress_bar()
     return library
@@ -34,7 +34,7 @@ def transformers():
 
 @pytest.fixture(scope="module")
 def exported(text, tmp_path_factory):
-    """Makes a small trained checkpoint of a rung, and the folder that it is exported to; each once."""
+    """Trains a small checkpoint of a rung and exports it, each once; returns the checkpoint and the folder."""
     folder, made = tmp_path_factory.mktemp("export"), {}
     (folder / "text.txt").write_text(text + AWKWARD + text, encoding="utf-8", newline="")
 
@@ -58,7 +58,7 @@ def exported(text, tmp_path_factory):
 
 
 def greedy(trained, stock) -> tuple[str, str]:
-    """Text by the rung and by transformers, after the same prompt."""
+    """Greedy text by the rung and by transformers, after the same prompt."""
     prompt = trained.tokenizer.encode("to be").long()
     ours = generate(trained.model, prompt, LENGTH, trained.config.block_size, temperature=0)
     theirs = stock.generate(prompt[None], max_length=len(prompt) + LENGTH, do_sample=False)[0]
@@ -70,9 +70,9 @@ def test_transformers_computes_the_rungs_logits_and_text(rung, exported, transfo
     checkpoint, folder = exported(rung)
     trained = load_model(checkpoint)
     stock, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    assert not any(report.values())  # no weight is missing, and none left over
+    assert not any(report.values())  # no weight is missing, and none is unused
     for name, bias in trained.model.named_parameters():
-        assert bias.abs().max() > 0.01, name  # it has been trained: none is as easy to carry over as a zero
+        assert bias.abs().max() > 0.01, name  # trained, so that a weight which was not copied would show
     idx = torch.randint(trained.tokenizer.vocab_size, (3, LENGTH), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(stock(idx).logits, trained.model(idx), atol=1e-4, rtol=0)
@@ -82,13 +82,13 @@ def test_transformers_computes_the_rungs_logits_and_text(rung, exported, transfo
 
 
 @pytest.mark.parametrize("rung", ["rotary", "swiglu"])
-def test_past_the_context_the_same_characters_are_forgotten(rung, exported, transformers):
+def test_past_the_context_transformers_uses_the_same_window(rung, exported, transformers):
     checkpoint, folder = exported(rung, block_size=32)
     ours, theirs = greedy(load_model(checkpoint), transformers.AutoModelForCausalLM.from_pretrained(folder))
     assert ours == theirs
 
 
-def test_every_character_is_a_token_and_nothing_else_is_done_to_a_text(exported, transformers):
+def test_the_tokenizer_makes_every_character_a_token_and_changes_nothing(exported, transformers):
     checkpoint, folder = exported("gpt")
     ours, theirs = load_model(checkpoint).tokenizer, transformers.AutoTokenizer.from_pretrained(folder)
     alphabet = "".join(ours.chars)
@@ -102,14 +102,14 @@ def test_every_character_is_a_token_and_nothing_else_is_done_to_a_text(exported,
         theirs("to be \u20ac")
 
 
-def test_the_model_cards_lines_generate_where_the_project_is_not(exported, transformers, tmp_path):
+def test_the_model_cards_code_generates_without_the_project(exported, transformers, tmp_path):
     _, folder = exported("swiglu")
     (lines,) = re.findall(r"```python\n(.+?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     parts = ("data", "training", "stages", "helper_scripts", "gpt")
     code = f"import sys\nsys.modules.update(dict.fromkeys({parts}))\n" + lines.replace("FOLDER", folder.as_posix())
     code = code.replace("print(", "print(len(") + ")"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, encoding="utf-8")
-    assert done.stdout.strip() == str(LENGTH + 8), done.stderr  # up to the context
+    assert done.stdout.strip() == str(LENGTH + 8), done.stderr  # text up to the context length
 
 
 def test_the_model_card_names_the_run(exported):
@@ -136,7 +136,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_folder_that_holds_something_is_refused_unless_forced(exported, tmp_path, command):
+def test_a_folder_that_is_not_empty_is_refused_without_force(exported, tmp_path, command):
     checkpoint, folder = exported("pre_norm")
     (tmp_path / "README.md").write_text("mine", encoding="utf-8")
     (tmp_path / "other.txt").write_text("mine", encoding="utf-8")
@@ -149,8 +149,8 @@ def test_a_folder_that_holds_something_is_refused_unless_forced(exported, tmp_pa
 
 @pytest.mark.parametrize("there", [{}, {"a": b"old a", "b": b"old b", "mine": b"mine"}], ids=["new", "forced"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_ctrl_c_at_any_file_leaves_what_was_there(there, after, tmp_path, monkeypatch):
-    """Before or after each of the renames that put a file in its place."""
+def test_ctrl_c_at_any_file_leaves_the_folder_unchanged(there, after, tmp_path, monkeypatch):
+    """Ctrl-C comes before or after each rename that puts a file in its place."""
     folder, replace, left = tmp_path / "out", Path.replace, 0
 
     def interrupted(path: Path, target: Path) -> Path:
@@ -186,14 +186,14 @@ def test_ctrl_c_at_any_file_leaves_what_was_there(there, after, tmp_path, monkey
         (["gpt", "--out", str(ROOT / "gpt.py")], "cannot write to"),
     ],
 )
-def test_what_cannot_be_exported_is_said_in_one_line(args, words, tmp_path, command):
+def test_an_impossible_export_is_a_one_line_error(args, words, tmp_path, command):
     args = args if "--out" in args else [*args, "--out", tmp_path / "out"]
     assert words in command(export, *args, "--runs-dir", tmp_path, fails=True)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_weight_that_the_architecture_lacks_is_not_left_out(exported, tmp_path, command, monkeypatch):
-    """As of a rung whose file has been edited."""
+def test_a_weight_that_the_architecture_lacks_is_an_error(exported, tmp_path, command, monkeypatch):
+    """As for a rung whose file has been edited."""
     checkpoint, _ = exported("gpt")
     monkeypatch.setitem(ARCHITECTURES, "gpt", ARCHITECTURES["swiglu"])
     error = command(export, checkpoint, "--out", tmp_path / "out", fails=True)

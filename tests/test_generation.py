@@ -1,4 +1,4 @@
-"""Text from a model: what it sees, what it caches, and the command that prints it."""
+"""Generation: the context that a model gets, its cache, and the command."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def prompt():
     return torch.tensor([5, 3, 60])
 
 
-def made(module, small):
-    """A rung's model off its start, in float64, where two ways to the same logits differ by nothing that could show."""
+def random_model(module, small):
+    """A rung's model with random weights, in float64, so that logits computed in two ways do not differ visibly."""
     torch.manual_seed(0)
     model = module.LanguageModel(VOCAB, small(module)).double().eval()
     with torch.no_grad():
@@ -36,15 +36,15 @@ def made(module, small):
     return model
 
 
-def endless(model) -> bool:
-    """Whether its cache has a window of its own."""
+def has_own_window(model) -> bool:
+    """Whether the model's cache keeps its own window."""
     return any(cache.window is not None for cache in caches(model))
 
 
-def test_cached_and_recomputed_are_the_same_text(rung, small, prompt):
-    """Over the first context and three more; where the cache has a window of its own, over the first alone."""
-    model = made(rung, small)
-    length = T - len(prompt) if endless(model) else 4 * T
+def test_the_text_is_the_same_with_and_without_the_cache(rung, small, prompt):
+    """Over four contexts; if the cache keeps its own window, over the first context alone."""
+    model = random_model(rung, small)
+    length = T - len(prompt) if has_own_window(model) else 4 * T
     for settings in ({"temperature": 0}, {"temperature": 0.7}, {"top_k": 3}):
         one, other = (
             generate(model, prompt, length, T, generator=torch.Generator().manual_seed(2), cached=cached, **settings)
@@ -56,9 +56,9 @@ def test_cached_and_recomputed_are_the_same_text(rung, small, prompt):
 
 @pytest.mark.parametrize("module", [rotary, modern], ids=["rotary", "modern"])
 @torch.no_grad()
-def test_a_cache_with_a_window_is_attention_to_the_last_characters(module, small, prompt):
-    """The text in one go, by the same weights in a model of four times the context that attends to T at a time."""
-    model = made(module, small)
+def test_a_cache_with_a_window_attends_to_the_last_characters(module, small, prompt):
+    """Compared with one forward pass of the same weights over four contexts, with a mask that allows T positions."""
+    model = random_model(module, small)
     whole = module.LanguageModel(VOCAB, small(module, block_size=4 * T)).double().eval()
     whole.load_state_dict(model.state_dict())
     whole.causal_mask += torch.full((4 * T, 4 * T), float("-inf")).tril(-T)
@@ -69,18 +69,18 @@ def test_a_cache_with_a_window_is_attention_to_the_last_characters(module, small
 
 @KINDS
 @torch.no_grad()
-def test_each_character_is_the_likeliest_after_what_may_be_seen(module, small, prompt):
-    """The rule by hand: up to the context everything; beyond it the last T, or its later half and what follows."""
-    model = made(module, small)
-    ids, start = generate(model, prompt, 4 * T, T, temperature=0, cached=not endless(model)), 0
+def test_greedy_generation_takes_the_likeliest_character_after_its_window(module, small, prompt):
+    """The window by hand: all characters up to the context; past it the last T, or its later half and what follows."""
+    model = random_model(module, small)
+    ids, start = generate(model, prompt, 4 * T, T, temperature=0, cached=not has_own_window(model)), 0
     for end in range(len(prompt), len(ids)):
         if end - start > T:
-            start = end - T if not caches(model) or endless(model) else start + T // 2
+            start = end - T if not caches(model) or has_own_window(model) else start + T // 2
         assert ids[end] == model(ids[None, start:end])[0, -1].argmax(), end
 
 
-def test_what_is_cached_is_computed_once(small, prompt):
-    """Characters that go through the model: with the cache one each, and half a context when that has to move on."""
+def test_cached_characters_are_computed_once(small, prompt):
+    """Characters in forward passes: with the cache one each, and half a context each time that the window moves."""
     model, seen = gpt.LanguageModel(VOCAB, small(gpt, block_size=32)).eval(), []
     model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.shape[1]))
     generate(model, prompt, 100, 32)
@@ -91,8 +91,8 @@ def test_what_is_cached_is_computed_once(small, prompt):
     assert sum(seen) == 100 * 32
 
 
-def test_texts_that_are_generated_in_turn_do_not_meet(small, prompt):
-    model = made(gpt, small)
+def test_texts_that_are_generated_in_turn_do_not_affect_each_other(small, prompt):
+    model = random_model(gpt, small)
     whole = [generate(model, start, 2 * T, T, temperature=0).tolist()[3:] for start in (prompt, prompt + 1)]
     streams = [stream([(model, T)], start, temperature=0) for start in (prompt, prompt + 1)]
     logits = model(prompt[None])
@@ -101,9 +101,9 @@ def test_texts_that_are_generated_in_turn_do_not_meet(small, prompt):
 
 
 @pytest.mark.parametrize("temperature", [1e-46, 5e-324])
-def test_the_smallest_temperature_is_like_none(temperature, small, prompt):
-    bold = [generate(made(pre_norm, small), prompt, 20, T, temperature=t) for t in (temperature, 0)]
-    assert torch.equal(*bold)
+def test_the_smallest_temperatures_are_greedy(temperature, small, prompt):
+    greedy = [generate(random_model(pre_norm, small), prompt, 20, T, temperature=t) for t in (temperature, 0)]
+    assert torch.equal(*greedy)
 
 
 # The command
@@ -123,24 +123,25 @@ def folder(tmp_path_factory, text_file):
 
 
 @pytest.fixture
-def say(folder, command):
-    """What sample.py says with some flags."""
+def sample_output(folder, command):
+    """What sample.py prints with these flags."""
     return lambda *args, **how: command(sample, *args, "--runs-dir", folder, "--device", "cpu", **how)
 
 
-def test_a_checkpoint_generates(folder, say):
+def test_sample_generates_from_a_checkpoint(folder, sample_output):
     (file,) = folder.glob("pre_norm-seed1-*.pt")
     flags = ["--prompt", "to be", "--length", "50"]
-    text = say(file, *flags)
+    text = sample_output(file, *flags)
     assert text.startswith("to be") and len(text) == 5 + 50 + 1
-    assert text == say("pre_norm", *flags) != say("pre_norm", *flags, "--seed", "1")  # its latest
-    bold = say("pre_norm", *flags, "--temperature", "0")
-    assert bold == say("pre_norm", *flags, "--top-k", "1", "--seed", "5") != text
-    assert say(*flags) == say("gpt", *flags) == say("gpt", *flags, "--no-cached")
+    # a rung's name stands for its latest checkpoint
+    assert text == sample_output("pre_norm", *flags) != sample_output("pre_norm", *flags, "--seed", "1")
+    greedy = sample_output("pre_norm", *flags, "--temperature", "0")
+    assert greedy == sample_output("pre_norm", *flags, "--top-k", "1", "--seed", "5") != text
+    assert sample_output(*flags) == sample_output("gpt", *flags) == sample_output("gpt", *flags, "--no-cached")
 
 
-def test_the_text_comes_as_it_is_generated(folder):
-    """The reader gets the beginning of a text that would take hours, and may leave: that ends it, without a word."""
+def test_sample_prints_text_as_it_is_generated(folder):
+    """The beginning of a text that would take hours can be read. Closing the pipe ends the command silently."""
     words = [sys.executable, str(ROOT / "helper_scripts" / "sample.py"), "gpt", "--length", "1000000000"]
     words += ["--prompt", "to be", "--runs-dir", str(folder), "--device", "cpu"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -153,13 +154,13 @@ def test_the_text_comes_as_it_is_generated(folder):
             process.kill()
 
 
-def test_a_text_cannot_command_the_terminal(folder, tmp_path, say):
-    """Its control characters are those of the text that the model was trained on, which may be anybody's."""
+def test_sample_replaces_control_characters(folder, tmp_path, sample_output):
+    """A model may generate the control characters of its training text, which anybody may have written."""
     content = torch.load(next(iter(folder.glob("bigram-*.pt"))), weights_only=True)
     strange = "\x1b\x07\x9b\r\t\n"
     content["metadata"]["alphabet"] = strange + content["metadata"]["alphabet"][len(strange) :]
     torch.save(content, tmp_path / "other.pt")
-    text = say(tmp_path / "other.pt", "--prompt", "\x1b\t\x9b\r\n", "--length", "200")
+    text = sample_output(tmp_path / "other.pt", "--prompt", "\x1b\t\x9b\r\n", "--length", "200")
     assert text.startswith("\ufffd\t\ufffd\n") and not set(text) & set("\x1b\x07\x9b\r")
 
 
@@ -174,8 +175,8 @@ def test_a_text_cannot_command_the_terminal(folder, tmp_path, say):
         (["--length", "-1"], "--length is -1; it has to be 0 or more"),
     ],
 )
-def test_what_cannot_be_generated_is_said_in_one_line(args, words, tmp_path, monkeypatch, say):
+def test_an_impossible_sample_is_a_one_line_error(args, words, tmp_path, monkeypatch, sample_output):
     monkeypatch.setattr(models, "ROOT", tmp_path)
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "gelu.py").touch()
-    assert words in say(*args, fails=True)
+    assert words in sample_output(*args, fails=True)

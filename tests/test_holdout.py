@@ -1,4 +1,4 @@
-"""--holdout: settings are chosen without a look at the validation split."""
+"""--holdout: settings are chosen without the validation split."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ FLAGS = ["--holdout", "--steps", "4", "--eval-interval", "2", "--n-embd", "12", 
 FLAGS += ["--block-size", "8", "--batch-size", "4", "--sample-length", "1", "--device", "cpu"]
 
 
-def test_no_character_of_the_validation_split_is_read(text, tmp_path, capsys):
+def test_holdout_reads_no_character_of_the_validation_split(text, tmp_path, capsys):
     cut = int(0.9 * len(text))
 
     def losses(end: int, character: str):
-        """Of a run on the text with all but `end` of its characters changed, and with the same alphabet."""
+        """Losses of a run on the text with every character from `end` on replaced."""
         path, log = tmp_path / "text.txt", tmp_path / f"{end}{character}.csv"
         path.write_text(text[:end] + character * (len(text) - end), encoding="utf-8")
         places = ["--corpus", str(path), "--loss-csv", str(log), "--runs-dir", str(tmp_path)]

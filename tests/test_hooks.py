@@ -1,4 +1,4 @@
-"""What a rung may bring besides its forward pass: averaged weights, and a loss against trained models."""
+"""The hooks of a rung beside its forward pass: averaged weights, and a loss against teachers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def trained(module, corpus, config) -> tuple[torch.nn.Module, list[list[torch.Te
     return model, weights, list(train(State.at_start(model, config), corpus, config, "fp32", steps()))
 
 
-def test_evaluations_see_the_average_and_training_does_not(corpus, small):
+def test_evaluations_use_averaged_weights_and_training_does_not(corpus, small):
     settings = {"steps": STEPS, "eval_interval": STEPS, "learning_rate": 0.01}
     plain, weights, _ = trained(modern, corpus, small(modern, **settings))
     model, same, (_, last) = trained(averaging, corpus, small(averaging, **settings))
@@ -73,7 +73,7 @@ def student(config, **given) -> distillation.Config:
     return distillation.Config(**{**vars(config), **given})
 
 
-def test_the_loss_is_against_the_text_and_the_probabilities_of_one_teacher_or_another(teacher, places):
+def test_the_loss_is_against_the_text_and_one_teachers_probabilities(teacher, places):
     path, config = teacher
     train_rung(modern.LanguageModel, replace(config, seed=1))
     other = path.with_name(path.name.replace("seed0", "seed1"))
@@ -95,7 +95,7 @@ def test_the_loss_is_against_the_text_and_the_probabilities_of_one_teacher_or_an
     for file in (path, other):
         plain.load_state_dict(load_checkpoint(file)["weights"])
         expected.append(np.exp(log_probabilities(plain)))
-    plain.load_state_dict(model.state_dict())  # the teachers are no part of the student
+    plain.load_state_dict(model.state_dict())  # the teachers are not in the student's weights
     found = log_probabilities(plain)
     from_text = -np.take_along_axis(found, targets.numpy()[..., None], axis=-1).mean()
     from_teachers = [-(each * found).sum(axis=-1).mean() for each in expected]
@@ -103,7 +103,7 @@ def test_the_loss_is_against_the_text_and_the_probabilities_of_one_teacher_or_an
     assert min(abs(from_text - t) for t in from_teachers) > 1e-3
 
 
-def test_without_a_share_the_run_is_moderns_and_with_one_it_is_not(teacher, places):
+def test_only_a_teacher_share_of_zero_gives_the_run_of_modern(teacher, places):
     path, config = teacher
     corpus = load_corpus(config.corpus)
     plain, _, losses = trained(modern, corpus, config)
@@ -123,13 +123,13 @@ def test_teachers_are_found_by_settings_and_seed_and_are_logged_without_the_seed
     assert "--teachers" not in seeds.iloc[1]
 
 
-def test_a_teacher_that_will_not_do_is_refused_in_one_line(teacher, places, tmp_path):
+def test_an_unusable_teacher_is_an_error(teacher, places, tmp_path):
     path, config = teacher
     with pytest.raises(UserError, match=r"first run python stages/modern.py .*--seed 7.* --teachers"):
         train_rung(distillation.LanguageModel, student(config, seed=7))
     with pytest.raises(UserError, match="with --minutes there is no default teacher"):
         train_rung(distillation.LanguageModel, student(config, minutes=1))
-    with pytest.raises(UserError, match="another text or split"):  # it has seen what is held out
+    with pytest.raises(UserError, match="another text or split"):  # the teacher was trained on the held-out part
         train_rung(distillation.LanguageModel, student(config, teachers=(path,), holdout=True))
     averaged = replace(config, seed=3)
     train_rung(averaging.LanguageModel, averaging.Config(**vars(averaged)))
@@ -140,19 +140,19 @@ def test_a_teacher_that_will_not_do_is_refused_in_one_line(teacher, places, tmp_
         train_rung(distillation.LanguageModel, student(config, teachers=(path,), block_size=9))
 
 
-def test_run_ladder_trains_a_teacher_that_is_missing_first(tmp_path, text_file, command):
+def test_run_ladder_trains_a_missing_teacher_first(tmp_path, text_file, command):
     rung = "distillation --n-embd 32 --n-layer 1 --block-size 8"
     words = [rung, f"{rung} --teacher-share 0.3", "--preset", "laptop", "--steps", "4", "--corpus"]
     words += [text_file, "--device", "cpu", "--loss-csv", tmp_path / "log.csv", "--runs-dir", tmp_path]
-    said = command(run_ladder, *words, "--out", tmp_path / "curves.svg")
+    printed = command(run_ladder, *words, "--out", tmp_path / "curves.svg")
     log = read_log(tmp_path / "log.csv")
     assert list(log["rung"].unique()) == ["modern", "distillation"] and log["run"].nunique() == 3
-    assert "| `distillation" in said and "of 1 runs are in the log" not in said
+    assert "| `distillation" in printed and "of 1 runs are in the log" not in printed
 
 
 @pytest.mark.parametrize("module", [averaging, distillation], ids=name)
-def test_a_stopped_run_goes_on_to_the_same_weights(module, teacher, places, tmp_path):
-    """A second process-like start: everything is read from the checkpoint, averages and teachers included."""
+def test_a_resumed_run_ends_with_the_same_weights(module, teacher, places, tmp_path):
+    """A resumed run reads everything from the checkpoint, averages and teachers included."""
     path, config = teacher
     given = {"teachers": (path,)} if module is distillation else {}
     config = module.Config(**{**vars(config), **given, "eval_interval": 5})

@@ -69,7 +69,7 @@ def source(module) -> str:
 
 
 def settings(config_type) -> list[tuple]:
-    """Of the rung's own, and of each preset."""
+    """Each setting with its value in the rung's own settings and in each preset."""
     starts = [
         config_type.from_preset(preset)
         for preset in (None, *(PRESETS if issubclass(config_type, ScaledConfig) else ()))
@@ -87,7 +87,7 @@ def test_neighbours_differ_in_the_lesson_alone(lower, upper):
     assert [name for name in one if name in other] == [name for name in other if name in one]  # in the same order
 
 
-def test_the_settings_that_rung_8_restates_are_those_of_all_scaled_rungs():
+def test_the_settings_in_rung_8s_file_are_those_of_all_scaled_rungs():
     assert settings(gpt.Config) == settings(ScaledConfig)
     for module in SCALED:
         restated = inspect.get_annotations(module.Config).keys() & vars(ScaledConfig()).keys()
@@ -95,17 +95,17 @@ def test_the_settings_that_rung_8_restates_are_those_of_all_scaled_rungs():
 
 
 @pytest.mark.parametrize(("lower", "upper"), PAIRS)
-def test_neighbours_keep_the_same_frame(lower, upper):
-    """The upper rung may import more, and another base of its Config; the last two lines are the same."""
+def test_neighbours_have_the_same_imports_and_last_lines(lower, upper):
+    """The upper rung may import more, and another base class for its Config; the last two lines are the same."""
 
-    def frame(module):
+    def imports_and_rest(module):
         body = [n for n in ast.parse(source(module)).body[1:] if not isinstance(n, ast.ClassDef | ast.FunctionDef)]
         imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
         rest = [ast.unparse(node) for node in body if node not in imports]
         found = {(getattr(node, "module", None), alias.name) for node in imports for alias in node.names}
         return found, [line for line in rest if not line.startswith(("LESSON = ", "AFTER = "))]
 
-    (imported, rest), (more, other) = frame(lower), frame(upper)
+    (imported, rest), (more, other) = imports_and_rest(lower), imports_and_rest(upper)
     config = {("dataclasses", "dataclass"), ("training", TrainConfig.__name__), ("training", ScaledConfig.__name__)}
     assert imported - more <= config
     assert not {module for module, _ in more} & set(LADDER)  # no rung imports another
@@ -113,7 +113,7 @@ def test_neighbours_keep_the_same_frame(lower, upper):
 
 
 @pytest.mark.parametrize("module", MODULES, ids=rung_id)
-def test_a_rung_says_what_it_adds(module):
+def test_a_rungs_docstring_says_what_it_adds(module):
     first, *rest = (module.__doc__ or "").splitlines()
     assert re.fullmatch(r"(Rung|Beside rung) \d+, .+: .+\.", first)  # what follows the colon describes it in tables
     assert any(line.startswith("In the curve") for line in rest)

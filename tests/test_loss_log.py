@@ -1,4 +1,4 @@
-"""The log is whole whatever happens, and what is damaged is named."""
+"""The loss log stays intact, and damage to it is reported."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ ROW = {name: {str: "words", int: 3, float: 1.25}[kind] for name, kind in COLUMNS
 
 @pytest.fixture
 def log(tmp_path) -> LossLog:
-    """With three rows, of steps 3, 4 and 5."""
+    """A log with three rows, of steps 3, 4 and 5."""
     log = LossLog(tmp_path / "new" / "log.csv")
     for step in (3, 4, 5):
         log.append(ROW | {"step": step})
@@ -27,7 +27,7 @@ def change(log: LossLog, how) -> bytes:
     return log.path.read_bytes()
 
 
-def test_what_is_appended_is_read_back_and_the_rest_is_as_it_was(log):
+def test_appended_rows_are_read_back_and_earlier_rows_stay_unchanged(log):
     before = log.path.read_bytes()
     log.check()
     assert log.path.read_bytes() == before
@@ -51,7 +51,7 @@ def test_what_is_appended_is_read_back_and_the_rest_is_as_it_was(log):
     ],
     ids=["byte-order mark", "CRLF", "twice"],
 )
-def test_an_edited_log_is_read_and_appended_to_as_before(log, edit):
+def test_a_log_with_harmless_edits_is_read_and_appended_to(log, edit):
     before = read_log(log.path)
     change(log, edit)
     assert read_log(log.path).equals(before)
@@ -63,11 +63,11 @@ def test_an_edited_log_is_read_and_appended_to_as_before(log, edit):
     ("damage", "line"),
     [
         (lambda raw: raw[:-30], 4),  # half a row
-        (lambda raw: raw[:-30] + b"\r" + raw[-30:], 4),  # a stray line break within
+        (lambda raw: raw[:-30] + b"\r" + raw[-30:], 4),  # a line break within a row
         (lambda raw: raw.replace(b"seed", b"sead"), 1),  # another column
     ],
 )
-def test_a_damaged_log_is_named_and_left_alone(log, damage, line):
+def test_a_damaged_log_is_an_error_and_stays_unchanged(log, damage, line):
     before = change(log, damage)
     for action in (log.check, lambda: log.append(ROW), lambda: read_log(log.path)):
         with pytest.raises(UserError) as error:
@@ -78,22 +78,22 @@ def test_a_damaged_log_is_named_and_left_alone(log, damage, line):
 
 
 @pytest.mark.parametrize("value", ["lost", "nan"])
-def test_a_loss_that_is_no_number_is_named(log, value):
+def test_a_loss_that_is_not_a_number_is_an_error(log, value):
     change(log, lambda raw: raw.replace(b"1.25", value.encode(), 1))
     with pytest.raises(UserError, match=f"line 2 of .*'{value}' as its train_loss"):
         read_log(log.path)
 
 
-# not even root can make a file in /proc: a lock there would be waited for without end
+# not even root can make a file in /proc: waiting for a lock there would never end
 @pytest.mark.parametrize("place", ["folder", "file/log.csv"] + ["/proc/log.csv"] * (sys.platform == "linux"))
-def test_where_no_row_can_be_written_it_is_said_at_once(place, tmp_path):
+def test_a_log_that_cannot_be_written_is_an_error_at_once(place, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^cannot write the loss log .*; choose another with --loss-csv$"):
         LossLog(tmp_path / place).check()
 
 
-def test_one_writes_at_a_time(log):
+def test_one_process_writes_at_a_time(log):
     before = log.path.read_bytes()
     other = threading.Thread(target=log.append, args=(ROW | {"step": 6},))
     with FileLock(log.path.with_name("log.csv.lock")):
@@ -105,8 +105,8 @@ def test_one_writes_at_a_time(log):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the limit on a file's size is POSIX'")
-def test_a_full_disk_leaves_no_half_line(log):
-    """With room for half a row."""
+def test_a_full_disk_leaves_no_partial_row(log):
+    """The disk has room for half a row."""
     import resource
 
     before = log.path.read_bytes()

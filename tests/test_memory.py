@@ -1,4 +1,4 @@
-"""What a text and a run keep in memory, and that a long text is read as a short one is."""
+"""The memory of a text and of a run, and reading a text in pieces."""
 
 import hashlib
 import subprocess
@@ -14,7 +14,7 @@ TEXT = "\ufeffWer 'ro\u0308tet'\r\nin 🎭 → so λ" * 40  # characters of one 
 
 
 @pytest.mark.parametrize("piece", [1, 3, 10**6])
-def test_a_text_read_in_pieces_is_the_text_and_its_faults_are_found(piece, tmp_path, monkeypatch):
+def test_a_text_read_in_pieces_is_the_same_and_invalid_bytes_are_found(piece, tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     monkeypatch.setattr(data.sources, "PIECE", piece)
     path.write_bytes(TEXT.encode("utf-8"))
@@ -28,7 +28,7 @@ def test_a_text_read_in_pieces_is_the_text_and_its_faults_are_found(piece, tmp_p
 
 
 def peaks_mb(code: str, *args: str) -> list[float]:
-    """The most memory that a Python process has held, in MB: after its imports, the first line, and at its end."""
+    """Peak memory of a Python process in MB: after its first line, the imports, and at its end."""
     if sys.platform == "linux":  # where ru_maxrss starts from the parent's own
         report = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     else:
@@ -40,7 +40,7 @@ def peaks_mb(code: str, *args: str) -> list[float]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no module resource")
-def test_memory_is_a_long_texts_ids_and_below_3_gb_for_rung_8_at_four_times_its_batch(text_file, tmp_path):
+def test_a_long_text_takes_a_byte_a_character_and_rung_8_less_than_3_gb(text_file, tmp_path):
     path = tmp_path / "text.txt"
     with path.open("wb") as file:
         for _ in range(100):

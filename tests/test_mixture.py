@@ -1,4 +1,4 @@
-"""Several models as one: the mean of their probabilities, to sample from and to measure."""
+"""A mixture of models: the mean of their probabilities, for sampling and for its loss."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ VOCAB = 65
 PROMPT = torch.tensor([5, 3, 60])
 
 
-def made(small, module, block_size, seed=0):
-    """A model off its start, in float64, and its block size."""
+def random_model(small, module, block_size, seed=0):
+    """A model with random weights, in float64, and its block size."""
     torch.manual_seed(seed)
     model = module.LanguageModel(VOCAB, small(module, block_size=block_size)).double().eval()
     with torch.no_grad():
@@ -42,21 +42,21 @@ def mean_by_hand(models, *windows):
 
 
 def test_the_mixture_has_the_mean_of_the_probabilities(small):
-    models = [made(small, module, size)[0] for module, size in ((gpt, 8), (modern, 16), (pre_norm, 8))]
+    models = [random_model(small, module, size)[0] for module, size in ((gpt, 8), (modern, 16), (pre_norm, 8))]
     ids = torch.randint(VOCAB, (2, 8), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         mixed = Mixture(models)(ids)  # (2, 8, V)
         expected = sum(torch.softmax(model(ids), dim=-1) for model in models) / 3
     torch.testing.assert_close(mixed.exp(), expected, rtol=1e-12, atol=0)
-    far = [torch.tensor([0.0, -1000.0]), torch.tensor([-3000.0, 0.0])]  # whose probabilities alone would be 0
+    far = [torch.tensor([0.0, -1000.0]), torch.tensor([-3000.0, 0.0])]  # each has a probability that rounds to 0
     assert mix(far).tolist() == pytest.approx([-0.6931472, -0.6931472])
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_k": 3, "temperature": 2.0}])
-def test_temperature_and_top_k_are_of_the_mixture(settings, small, monkeypatch):
+def test_temperature_and_top_k_apply_to_the_mixture(settings, small, monkeypatch):
     drawn, draw = [], torch.multinomial
     monkeypatch.setattr(torch, "multinomial", lambda p, *args, **kwargs: drawn.append(p) or draw(p, *args, **kwargs))
-    models = [made(small, module, 8) for module in (gpt, modern)]
+    models = [random_model(small, module, 8) for module in (gpt, modern)]
     next(stream(models, PROMPT, **settings))
     expected = mean_by_hand([model for model, _ in models], PROMPT)
     expected[expected < expected.topk(settings.get("top_k", VOCAB)).values[-1]] = 0
@@ -65,9 +65,9 @@ def test_temperature_and_top_k_are_of_the_mixture(settings, small, monkeypatch):
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_each_model_sees_its_own_context(cached, small):
-    """By hand: pre_norm's last 8; gpt's 16, or their later half and what follows."""
-    models = [made(small, pre_norm, 8), made(small, gpt, 16)]
+def test_each_model_uses_its_own_context(cached, small):
+    """The windows by hand: pre_norm's last 8 characters; gpt's 16, or their later half and what follows."""
+    models = [random_model(small, pre_norm, 8), random_model(small, gpt, 16)]
     ids, start = PROMPT.tolist(), 0
     for new in itertools.islice(stream(models, PROMPT, temperature=0, cached=cached), 40):
         start += 8 if len(ids) - start > 16 else 0
@@ -78,9 +78,12 @@ def test_each_model_sees_its_own_context(cached, small):
 
 
 @pytest.mark.parametrize(("others", "length"), [([gpt, pre_norm], 40), ([modern, gpt], 8 - len(PROMPT))])
-def test_cached_and_recomputed_are_the_same_text(others, length, small):
-    """modern, whose cache has a window of its own, over the first context alone."""
-    models = [made(small, gpt, 16), *(made(small, module, 8, seed) for seed, module in enumerate(others, start=1))]
+def test_the_text_is_the_same_with_and_without_the_cache(others, length, small):
+    """With modern over the first context alone, because its cache keeps its own window."""
+    models = [
+        random_model(small, gpt, 16),
+        *(random_model(small, module, 8, seed) for seed, module in enumerate(others, start=1)),
+    ]
     one, other = (
         list(itertools.islice(stream(models, PROMPT, generator=generator, cached=cached), length))
         for cached, generator in ((True, torch.Generator().manual_seed(2)), (False, torch.Generator().manual_seed(2)))
@@ -88,9 +91,9 @@ def test_cached_and_recomputed_are_the_same_text(others, length, small):
     assert one == other and len(set(one)) > 2
 
 
-def test_one_model_alone_is_drawn_from_as_it_is(small):
-    """By torch's own softmax and multinomial, with the same seed; its logits are not even rounded anew."""
-    model, _ = made(small, gpt, 64)
+def test_one_model_alone_is_sampled_without_a_change(small):
+    """Compared with torch's softmax and multinomial, with the same seed. The logits are not rounded a second time."""
+    model, _ = random_model(small, gpt, 64)
     ids, theirs = PROMPT.tolist(), torch.Generator().manual_seed(3)
     for _ in range(40):
         ids.append(int(torch.multinomial(mean_by_hand([model], torch.tensor(ids)), 1, generator=theirs)))
@@ -100,17 +103,17 @@ def test_one_model_alone_is_drawn_from_as_it_is(small):
     assert torch.equal(mix([logits]), logits)
 
 
-def test_the_loss_is_that_of_the_mean_by_hand_and_never_above_the_mean_of_the_losses(small):
-    models = [made(small, module, 8, seed)[0] for seed, module in enumerate((gpt, gpt, modern))]
+def test_the_loss_is_of_the_mean_probabilities_and_below_the_mean_of_the_losses(small):
+    models = [random_model(small, module, 8, seed)[0] for seed, module in enumerate((gpt, gpt, modern))]
     ids = torch.randint(VOCAB, (22,), generator=torch.Generator().manual_seed(0))
     *alone, mixed = measure(models, ids, 8)
-    windows = [(ids[i - i % 8 : i + 1], ids[i + 1]) for i in range(21)]  # what is seen of a window, and what follows
+    windows = [(ids[i - i % 8 : i + 1], ids[i + 1]) for i in range(21)]  # what is seen, and the target
     expected = [-mean_by_hand(models, seen)[target].log() for seen, target in windows]
     assert mixed == pytest.approx(float(sum(expected)) / 21, rel=1e-9)
     for model, loss in zip(models, alone, strict=True):
         assert loss == pytest.approx(float(-sum(mean_by_hand([model], s)[t].log() for s, t in windows)) / 21, rel=1e-9)
     assert mixed < sum(alone) / 3 - 0.01
-    assert measure(models[:1] * 2, ids, 8) == pytest.approx(alone[:1] * 3, rel=1e-9)  # nothing to gain from a copy
+    assert measure(models[:1] * 2, ids, 8) == pytest.approx(alone[:1] * 3, rel=1e-9)  # a copy gains nothing
 
 
 # The commands
@@ -118,9 +121,9 @@ def test_the_loss_is_that_of_the_mean_by_hand_and_never_above_the_mean_of_the_lo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, text, text_file):
-    """Checkpoints, by what is special about them, and the log of the runs that left them."""
+    """Checkpoints, named after their differences, and the log of their runs."""
     folder = tmp_path_factory.mktemp("runs")
-    texts = {"reversed": text[::-1], "upper": text.upper()}  # another text of the same alphabet, and of another
+    texts = {"reversed": text[::-1], "upper": text.upper()}  # other texts, one with the same alphabet
     for name, content in texts.items():
         (folder / f"{name}.txt").write_text(content, encoding="utf-8")
     for name, module, *special in (
@@ -143,8 +146,8 @@ def folder(tmp_path_factory, text, text_file):
 
 
 @pytest.fixture
-def say(folder, command):
-    """What a command says about some of these checkpoints."""
+def output(folder, command):
+    """What a command prints about some of these checkpoints."""
 
     def start(module, names, *flags, **how):
         return command(module, *(folder / f"{name}.pt" for name in names), *flags, "--device", "cpu", **how)
@@ -152,18 +155,18 @@ def say(folder, command):
     return start
 
 
-def test_a_mixture_generates(say):
+def test_sample_generates_from_a_mixture(output):
     flags = ["--prompt", "to be", "--length", "60", "--temperature", "0.9"]
-    text = say(sample, ["gpt", "gpt1"], *flags)
+    text = output(sample, ["gpt", "gpt1"], *flags)
     assert text.startswith("to be") and len(text) == 5 + 60 + 1
-    assert text == say(sample, ["gpt1", "gpt"], *flags) == say(sample, ["gpt", "gpt1"], *flags, "--no-cached")
-    assert len({text, say(sample, ["gpt"], *flags), say(sample, ["gpt1"], *flags)}) == 3
-    assert len(say(sample, ["bigram", "gpt"], *flags)) == len(text)
+    assert text == output(sample, ["gpt1", "gpt"], *flags) == output(sample, ["gpt", "gpt1"], *flags, "--no-cached")
+    assert len({text, output(sample, ["gpt"], *flags), output(sample, ["gpt1"], *flags)}) == 3
+    assert len(output(sample, ["bigram", "gpt"], *flags)) == len(text)
 
 
 @pytest.mark.parametrize(("names", "holdout"), [(["gpt", "gpt1"], False), (["holdout", "holdout1"], True)])
-def test_a_mixture_is_measured_where_its_models_were_validated(names, holdout, folder, text_file, say):
-    header, *lines = say(mixture, names).splitlines()
+def test_a_mixture_is_evaluated_on_the_split_of_its_models(names, holdout, folder, text_file, output):
+    header, *lines = output(mixture, names).splitlines()
     corpus, log = load_corpus(str(text_file), holdout), read_log(folder / "log.csv").groupby("run").last()
     where = "held-out end of the train split" if holdout else "validation split"
     assert f"{corpus.sha256[:12]}, {where}: {len(corpus.val):,} characters in windows of 16, fp32 on cpu" in header
@@ -178,23 +181,23 @@ def test_a_mixture_is_measured_where_its_models_were_validated(names, holdout, f
     assert lines[2:] == [f"loss {mixed:.4f}, {size:,} parameters: mixture of {', '.join(runs)}"]
 
 
-def test_a_mixture_joins_a_log_as_a_row_of_its_own(folder, say, tmp_path):
+def test_a_mixture_is_logged_as_its_own_row(folder, output, tmp_path):
     path, selection = tmp_path / "log.csv", Selection(tmp_path / "log.csv", corpus="words.txt", variants=True)
     path.write_bytes((folder / "log.csv").read_bytes())
     ladder = load_results(selection)
-    said = say(mixture, ["gpt", "gpt1"], "--loss-csv", path)
+    printed = output(mixture, ["gpt", "gpt1"], "--loss-csv", path)
     row, runs = read_log(path).iloc[-1], read_log(path).groupby("run").last()
     names = [torch.load(folder / f"{name}.pt", weights_only=True)["metadata"]["run"] for name in ("gpt", "gpt1")]
     assert row["rung"] == "mixture" and row["flags"].split() == names
-    assert f"loss {row['val_loss']:.4f}, {row['parameters']:,} parameters: mixture" in said
+    assert f"loss {row['val_loss']:.4f}, {row['parameters']:,} parameters: mixture" in printed
     for column in ("steps", "tokens", "parameters"):
         assert row[column] == runs.loc[names, column].sum()
     assert row["train_loss"] < runs.loc[names, "train_loss"].mean()
-    pd.testing.assert_frame_equal(load_results(selection).rows, ladder.rows)  # tables and plots go on as before
+    pd.testing.assert_frame_equal(load_results(selection).rows, ladder.rows)  # tables and plots do not change
 
 
-def test_models_of_other_contexts_are_measured_in_the_smallest(say):
-    assert "in windows of 8," in say(mixture, ["gpt", "bigram"])
+def test_models_with_different_contexts_are_evaluated_in_the_smallest(output):
+    assert "in windows of 8," in output(mixture, ["gpt", "bigram"])
 
 
 @pytest.mark.parametrize(
@@ -214,7 +217,7 @@ def test_models_of_other_contexts_are_measured_in_the_smallest(say):
         (mixture, ["gpt"], [], "name two models or more"),
     ],
 )
-def test_what_cannot_be_mixed_is_said_in_one_line(module, names, flags, words, folder, say):
+def test_an_impossible_mixture_is_a_one_line_error(module, names, flags, words, folder, output):
     flags = [flag.format(folder=folder) for flag in flags]
-    said = say(module, names, *flags, fails=True).replace("\\", "/")  # Windows's paths
-    assert words.format(folder=folder.as_posix()) in said
+    printed = output(module, names, *flags, fails=True).replace("\\", "/")  # Windows's paths
+    assert words.format(folder=folder.as_posix()) in printed

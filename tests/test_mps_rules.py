@@ -1,4 +1,4 @@
-"""The rules for MPS that `training/device.py` lists, as far as they show on another device."""
+"""The rules for MPS that `training/device.py` lists, as far as they can be tested on another device."""
 
 import math
 
@@ -19,8 +19,8 @@ from training.generation import generate
 MPS = torch.device("mps")
 
 
-class Watching(TorchDispatchMode):
-    """Remembers every operator that runs, and every type that one returns."""
+class RecordOperators(TorchDispatchMode):
+    """Records every operator that runs, and every dtype that an operator returns."""
 
     def __init__(self):
         super().__init__()
@@ -34,26 +34,26 @@ class Watching(TorchDispatchMode):
         return result
 
 
-def test_fp32_unless_asked_never_compiled_and_no_cache():
+def test_mps_uses_fp32_by_default_no_compilation_and_no_cache():
     assert choose_precision("auto", MPS, 10**8) == "fp32" and choose_precision("bf16", MPS, 10**8) == "bf16"
     assert not compile_pays(MPS, 10**9) and not compile_pays(torch.device("cpu"), 10**6)
     assert not shapes_may_grow(MPS) and shapes_may_grow(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("rung", [gpt, modern], ids=rung_id)
-def test_attention_is_written_out_and_nothing_is_float64(rung, small):
+def test_a_model_uses_no_fused_attention_and_no_float64(rung, small):
     model = rung.LanguageModel(65, small(rung))
-    with Watching() as watched:
+    with RecordOperators() as record:
         model(torch.zeros(2, 8, dtype=torch.long)).sum().backward()
-    assert not any("attention" in name for name in watched.operators)
-    assert torch.float64 not in watched.types
+    assert not any("attention" in name for name in record.operators)
+    assert torch.float64 not in record.types
 
 
-def test_text_is_drawn_on_the_cpu_and_its_model_sees_one_shape(monkeypatch, small):
+def test_sampling_draws_on_the_cpu_and_uses_one_input_shape(monkeypatch, small):
     drawn_on, shapes, draw = set(), set(), torch.multinomial
 
-    class Elsewhere(nn.Module):
-        """A model on a device without values, whose answers come from the CPU."""
+    class OnMeta(nn.Module):
+        """A model on the meta device, with logits on the CPU."""
 
         def __init__(self):
             super().__init__()
@@ -64,21 +64,21 @@ def test_text_is_drawn_on_the_cpu_and_its_model_sees_one_shape(monkeypatch, smal
             shapes.add(tuple(idx.shape))
             return torch.zeros(*idx.shape, 3)
 
-    def watched(probabilities, *args, **kwargs):
+    def record(probabilities, *args, **kwargs):
         drawn_on.add(probabilities.device.type)
         return draw(probabilities, *args, **kwargs)
 
-    monkeypatch.setattr(torch, "multinomial", watched)
-    generate(Elsewhere(), torch.zeros(2, dtype=torch.long), 20, 8)
+    monkeypatch.setattr(torch, "multinomial", record)
+    generate(OnMeta(), torch.zeros(2, dtype=torch.long), 20, 8)
     assert drawn_on == {"cpu"}
     model = gpt.LanguageModel(65, small(gpt)).eval()
     model.register_forward_pre_hook(lambda module, inputs: shapes.add(tuple(inputs[0].shape)))
-    monkeypatch.setattr(generation, "shapes_may_grow", lambda device: False)  # as there
+    monkeypatch.setattr(generation, "shapes_may_grow", lambda device: False)  # as on MPS
     generate(model, torch.zeros(2, dtype=torch.long), 20, 8)
     assert shapes == {(1, 8)}
 
 
-def test_an_evaluation_sees_full_windows_in_few_shapes(corpus):
+def test_an_evaluation_uses_full_windows_in_at_most_two_shapes(corpus):
     shapes = set()
 
     class Uniform(nn.Module):
@@ -87,11 +87,11 @@ def test_an_evaluation_sees_full_windows_in_few_shapes(corpus):
             return torch.zeros(*idx.shape, corpus.tokenizer.vocab_size)
 
     assert abs(exact_loss(Uniform(), corpus.val, 8) - math.log(corpus.tokenizer.vocab_size)) < 1e-6
-    assert {shape[1] for shape in shapes} == {8} and len(shapes) <= 2  # full ones, and maybe a rest
+    assert {shape[1] for shape in shapes} == {8} and len(shapes) <= 2  # full batches, and perhaps a smaller last one
 
 
 def test_batches_are_drawn_on_the_cpu_and_no_copy_is_non_blocking(corpus):
-    with Watching() as watched:
+    with RecordOperators() as record:
         idx, _ = corpus.to(torch.device("meta")).batch(0, 0, 4, 8)
     assert idx.device.type == "meta"
-    assert "_to_copy" in watched.operators and not watched.copies
+    assert "_to_copy" in record.operators and not record.copies

@@ -1,6 +1,6 @@
-"""The notebooks as they are committed, and that they stop where a claim does not hold.
+"""The committed notebooks, and that a notebook stops where a claim does not hold.
 
-That they run from top to bottom is nbmake's to show.
+nbmake tests that they run from top to bottom.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def test_metadata_names_the_kernel_and_has_no_times(notebook):
     assert all(cell["metadata"] == {} for cell in notebook["cells"])
 
 
-def test_nothing_of_the_machine_is_in_them(cells):
+def test_notebooks_contain_no_paths_of_the_machine(cells):
     for cell in cells:
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop("image/png", None)  # in which any letters may stand by chance
+            output.get("data", {}).pop("image/png", None)  # base64 may have any letters by chance
     assert not re.search(r"/home/|/Users/|/root|/work/|/tmp|site-packages|C:\\\\", json.dumps(cells))
 
 
-def test_they_use_the_projects_modules_and_link_to_files_that_exist(cells):
+def test_notebooks_use_the_projects_modules_and_link_to_files_that_exist(cells):
     source = "".join("".join(cell["source"]) for cell in cells)
     assert re.search(r"^from (data|stages|training)", source, flags=re.MULTILINE)
     links = re.findall(r"\]\(([^)#:]+)\)", source)
@@ -71,7 +71,7 @@ def test_they_use_the_projects_modules_and_link_to_files_that_exist(cells):
     assert all((ROOT / "notebooks" / link).exists() for link in links)
 
 
-def test_figures_are_of_a_size_to_read(cells):
+def test_figures_have_a_readable_size(cells):
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
     figures = [base64.b64decode(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
     assert len(figures) >= 4
@@ -100,4 +100,4 @@ def test_a_notebook_stops_where_its_claim_does_not_hold(name, change, claim):
         client.execute()
     lines = re.sub(r"\x1b\[[0-9;]*m", "", stop.value.traceback).splitlines()
     assert stop.value.ename == "AssertionError"
-    assert any(line.startswith("-") and claim in line for line in lines)  # ---> and the line that stopped it
+    assert any(line.startswith("-") and claim in line for line in lines)  # ---> marks the line that failed

@@ -1,4 +1,4 @@
-"""notes.md: its form, its tables, its surprises, and each "Try it", run."""
+"""notes.md: its form, its tables, its surprises, and the commands of each "Try it"."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MARKED = r"<!-- {}: begin -->\n(.*?)\n?<!-- {}: end -->"
 
 
 def marked(name: str) -> str:
-    """What stands between the two markers of that name."""
+    """The text between the two markers of that name."""
     return re.search(MARKED.format(name, name), TEXT, flags=re.DOTALL)[1]
 
 
@@ -55,18 +55,18 @@ def test_a_chapter_has_all_its_parts_in_order(rung):
     assert len([line for line in own.splitlines() if line]) <= 45
 
 
-def test_results_stand_between_markers_alone():
+def test_results_are_between_markers_alone():
     prose = re.sub(r"<!-- (.*?): begin -->.*?<!-- \1: end -->", "", TEXT, flags=re.DOTALL)
-    assert set(re.findall(r"\d\.\d{3}\b", prose)) == {"4.174", "2.482"}  # ln 65, and what counting pairs gives
+    assert set(re.findall(r"\d\.\d{3}\b", prose)) == {"4.174", "2.482"}  # ln 65, and the loss of counted pairs
 
 
-def test_times_in_the_lecture_are_their_links():
+def test_times_in_the_lecture_match_their_links():
     links = re.findall(r"\[(\d+):(\d\d):(\d\d)\]\(https://www\.youtube\.com/watch\?v=kCc8FmEb1nY&t=(\d+)s\)", TEXT)
     assert len(links) == len(re.findall(r"\d:\d\d:\d\d", TEXT)) > 20
     assert all(3600 * int(h) + 60 * int(m) + int(s) == int(seconds) for h, m, s, seconds in links)
 
 
-def test_what_the_lecture_names_is_where_the_page_says():
+def test_names_of_the_lecture_are_in_the_files_that_the_page_links_to():
     rows = re.findall(r"\| `(\w+)` in \[([\w/.]+)\]\(([\w/.]+)\)", TEXT)
     assert len(rows) >= 10
     for name, shown, path in rows:
@@ -82,7 +82,7 @@ def test_the_glossary_has_twenty_words():
 
 
 @pytest.mark.parametrize("rung", CHAPTERS)
-def test_the_diff_is_that_of_the_files(rung):
+def test_the_diff_matches_the_files(rung):
     assert marked(f"diff {rung}") == lesson_diff(rung), "run python helper_scripts/fill_notes.py"
     if before := rung_before(rung, list(RUNGS)):
         git = ["git", "diff", "--no-index", "-U0", "--", str(rung_path(before)), str(rung_path(rung))]
@@ -92,11 +92,11 @@ def test_the_diff_is_that_of_the_files(rung):
 
 
 @pytest.mark.parametrize("rung", CHAPTERS)
-def test_the_shapes_are_those_of_a_batch(rung, shakespeare):
+def test_the_shapes_match_a_batch(rung, shakespeare):
     assert marked(f"shapes {rung}") == shape_table(rung, shakespeare), "run python helper_scripts/fill_notes.py"
 
 
-def test_shapes_by_hand():
+def test_the_shapes_match_those_by_hand():
     """32 x 8 characters, 32 channels, four heads of eight; 65 characters in the alphabet."""
     assert len(set(LETTERS)) == len(set(LETTERS.values())) and set(SIZES.values()) <= set(LETTERS)
     one, several = marked("shapes self_attention"), marked("shapes multi_head")
@@ -109,7 +109,7 @@ def test_shapes_by_hand():
 
 @pytest.fixture
 def full_log(log):
-    """Two seeds of each rung: number r of the ladder at 3 - r / 10, give or take 0.01, and gpt at its own size at 1."""
+    """Two seeds of each rung: rung r of the ladder at 3 - r / 10, plus and minus 0.01; gpt at its own size at 1."""
     parts = []
     for number, rung in enumerate(CHAPTERS):
         label = rung + (" --preset laptop" if number >= RUNGS.index("gpt") else "")
@@ -123,9 +123,9 @@ def page(tmp_path) -> Path:
 
 
 def test_the_command_writes_the_results_of_the_log(full_log, page, command, monkeypatch, shakespeare):
-    monkeypatch.setattr(fill_notes, "shape_table", lambda rung, corpus: "shapes")  # they have tests of their own
-    said = command(fill_notes, "--page", page, "--loss-csv", full_log)
-    assert f"filled {3 * len(CHAPTERS) + 1} places" in said
+    monkeypatch.setattr(fill_notes, "shape_table", lambda rung, corpus: "shapes")  # other tests check them
+    printed = command(fill_notes, "--page", page, "--loss-csv", full_log)
+    assert f"filled {3 * len(CHAPTERS) + 1} places" in printed
     text = page.read_text(encoding="utf-8")
     first = "Loss: **3.000** ± 0.014 (n = 2). Parameters: 1,000."  # 0.02 / sqrt(2)
     second = (
@@ -141,8 +141,8 @@ def test_the_command_writes_the_results_of_the_log(full_log, page, command, monk
     assert page.read_text(encoding="utf-8") == text
 
 
-def test_the_results_are_those_of_the_committed_log(tmp_path):
-    """Of the log as git has it: with a run of one's own the page need not be filled again."""
+def test_the_results_match_the_committed_log(tmp_path):
+    """The log is the one in git, so that a new run of one's own does not fail the test."""
     git = ["git", "show", ":data/loss_gpt_pd.csv"]
     done = subprocess.run(git, cwd=ROOT, capture_output=True, encoding="utf-8")
     if done.returncode:
@@ -152,7 +152,7 @@ def test_the_results_are_those_of_the_committed_log(tmp_path):
     assert {name: marked(name) for name in filled} == filled, "run python helper_scripts/fill_notes.py"
 
 
-def test_a_page_is_left_alone_where_a_rung_has_no_runs(log, page, command):
+def test_the_page_stays_unchanged_if_a_rung_has_no_runs(log, page, command):
     before = page.read_bytes()
     some = log(runs("bigram", 2.5), runs("gpt --preset laptop", 1.9))
     assert "self_attention" in command(fill_notes, "--page", page, "--loss-csv", some, fails=True)
@@ -208,7 +208,7 @@ def test_newton_schulz_does_not_converge():
     assert newton_schulz(torch.eye(1)[None]).item() == pytest.approx(0.70, abs=0.01)
 
 
-def test_both_value_weights_of_the_first_block_stay_equal(small, corpus):
+def test_both_value_lambdas_of_the_first_block_stay_equal(small, corpus):
     """Chapter 14. Those of the second block do not."""
     module = rung_module("value_residual")
     config = small(module)
@@ -245,7 +245,7 @@ def test_surprises_of_the_small_rungs_hold_in_the_log(losses):
     labels = tuple(f"{rung} --learning-rate 0.01" for rung in ("residual", "post_norm", "pre_norm"))
     residual, *others = map(load_results(Selection(holdout=True), labels).losses, labels)  # chapter 6
     assert sorted(residual > 4) == [False, True] and all(other.max() < 2.2 for other in others)
-    for rung in ("post_norm", "pre_norm"):  # "The experiment": they still fall, and by more than a step
+    for rung in ("post_norm", "pre_norm"):  # "The experiment": both losses still fall, by more than they differ
         assert losses(rung, 4500) - losses(rung) > abs(losses("post_norm") - losses("pre_norm"))
 
 
@@ -279,7 +279,7 @@ def try_it(rung: str) -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def changed(source: str, diff: str) -> str:
-    """`source` with the line behind "-" replaced by the line behind "+"."""
+    """`source` with the line after "-" replaced by the line after "+"."""
     old, new = diff.splitlines()
     assert old[0] == "-" and new[0] == "+" and source.splitlines().count(old[1:]) == 1, diff
     return source.replace(f"{old[1:]}\n", f"{new[1:]}\n")
@@ -292,7 +292,7 @@ def start(command: str, diffs: tuple[str, ...], folder: Path, capsys, monkeypatc
     source = (ROOT / script).read_text(encoding="utf-8")
     for diff in diffs:
         source = changed(source, diff)
-    path = folder / f"{len(list(folder.iterdir()))}" / Path(script).name  # a rung is called what its file is called
+    path = folder / f"{len(list(folder.iterdir()))}" / Path(script).name  # a rung has the name of its file
     path.parent.mkdir()
     path.write_text(source, encoding="utf-8", newline="\n")
     spec = importlib.util.spec_from_file_location(f"try_{path.parent.name}_{path.stem}", path)
@@ -313,7 +313,7 @@ def repeats(text: str) -> bool:
 
 
 def check(claim: str, got: dict, before: dict | None) -> None:
-    """Raises AssertionError where what was seen is not what the page claims."""
+    """Raises AssertionError if the result is not what the page claims."""
     seen = f"{claim}; seen: {got['val_loss']:.4f}, train {got['train_loss']:.4f}, {got['parameters']} parameters"
     if claim == "the sample repeats itself":
         assert repeats(got["sample"]), got["sample"]
@@ -331,7 +331,7 @@ def check(claim: str, got: dict, before: dict | None) -> None:
 
 
 @pytest.mark.parametrize("rung", CHAPTERS)
-def test_try_it(rung, tmp_path, capsys, monkeypatch, shakespeare):
+def test_the_claims_of_try_it_hold(rung, tmp_path, capsys, monkeypatch, shakespeare):
     monkeypatch.chdir(ROOT)  # where the page's commands are typed
     before = None
     assert try_it(rung)

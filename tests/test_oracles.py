@@ -1,4 +1,4 @@
-"""The rungs' parts against independent ones: torch's own layers, equations in numpy, a table that is counted."""
+"""The rungs' parts against independent versions: torch's layers, equations in numpy, counted pairs."""
 
 import warnings
 
@@ -42,7 +42,7 @@ def name(rung) -> str:
     return rung.__name__
 
 
-def same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
@@ -51,28 +51,28 @@ def x() -> torch.Tensor:
     return torch.randn(B, T, C, generator=torch.Generator().manual_seed(0))
 
 
-def test_one_head_is_torchs_attention(small, x):
+def test_one_head_equals_torchs_attention(small, x):
     attention = self_attention.SelfAttention(small(self_attention))
     q, k, v = F.linear(x, attention.qkv.weight).split(C, dim=-1)
-    same(attention(x, MASK), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    assert_close(attention(x, MASK), F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
 @pytest.mark.parametrize("rung", [multi_head, residual, gpt], ids=name)
-def test_several_heads_are_torchs_multi_head_attention(rung, small, x):
+def test_several_heads_equal_torchs_multi_head_attention(rung, small, x):
     attention = rung.SelfAttention(small(rung)).eval()
     torchs = nn.MultiheadAttention(C, H, batch_first=True)
     with torch.no_grad():
         torchs.in_proj_weight.copy_(attention.qkv.weight)
         torchs.out_proj.load_state_dict(attention.proj.state_dict())
-    same(attention(x, MASK), torchs(x, x, x, attn_mask=LATER, need_weights=False)[0])
+    assert_close(attention(x, MASK), torchs(x, x, x, attn_mask=LATER, need_weights=False)[0])
 
 
 @pytest.mark.parametrize("rung", [post_norm, pre_norm, gpt], ids=name)
-def test_a_block_is_torchs_encoder_layer(rung, small, x):
+def test_a_block_equals_torchs_encoder_layer(rung, small, x):
     block = rung.Block(small(rung)).eval()
     layer = nn.TransformerEncoderLayer(C, H, 4 * C, dropout=0.0, batch_first=True, norm_first=rung is not post_norm)
     with torch.no_grad():
-        for norm in (block.norm1, block.norm2):  # at the start, one LayerNorm is like another
+        for norm in (block.norm1, block.norm2):  # initial LayerNorms are all equal
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.uniform_(-0.5, 0.5)
         layer.self_attn.in_proj_weight.copy_(block.attention.qkv.weight)
@@ -81,10 +81,10 @@ def test_a_block_is_torchs_encoder_layer(rung, small, x):
     ours = (block.attention.proj, block.feed_forward.net[0], block.feed_forward.net[2], block.norm1, block.norm2)
     for one, other in zip(theirs, ours, strict=True):
         one.load_state_dict(other.state_dict())
-    same(block(x, MASK), layer(x, src_mask=LATER))
+    assert_close(block(x, MASK), layer(x, src_mask=LATER))
 
 
-def test_a_residual_block_adds_and_a_plain_one_does_not(small, x):
+def test_a_residual_block_adds_its_input_and_a_plain_block_does_not(small, x):
     plain, added = feed_forward.Block(small(feed_forward)), residual.Block(small(residual))
     with torch.no_grad():
         for block in (plain, added):
@@ -96,7 +96,7 @@ def test_a_residual_block_adds_and_a_plain_one_does_not(small, x):
 
 @pytest.fixture
 def gpt_and_reference(small):
-    """Rung 8 and the plain version of the same architecture, with the same weights, not those of the start."""
+    """Rung 8 and the plain version of the same architecture, with the same random weights."""
     config = small(gpt)
     torch.manual_seed(0)
     model = gpt.LanguageModel(65, config)
@@ -118,24 +118,24 @@ def gpt_and_reference(small):
     return model, reference, copied
 
 
-def test_rung_8_is_the_plain_gpt(gpt_and_reference):
+def test_rung_8_equals_the_plain_reference(gpt_and_reference):
     model, reference, copied = gpt_and_reference
     idx, targets = torch.randint(65, (2, B, T), generator=torch.Generator().manual_seed(1))
     logits = model(idx)
     theirs, loss = reference(idx, targets)
-    same(logits, theirs)
+    assert_close(logits, theirs)
     loss.backward()
     F.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
     for one, two in copied:
-        for parameter, its_twin in zip(one.parameters(), two.parameters(), strict=True):
-            same(its_twin.grad, parameter.grad)
+        for parameter, copy in zip(one.parameters(), two.parameters(), strict=True):
+            assert_close(copy.grad, parameter.grad)
     for block, plain in zip(model.blocks, reference.blocks, strict=True):
         heads = plain.attention.heads
         parts = [getattr(head, part).weight.grad for part in ("query", "key", "value") for head in heads]
-        same(block.attention.qkv.weight.grad, torch.cat(parts))
+        assert_close(block.attention.qkv.weight.grad, torch.cat(parts))
 
 
-def test_the_sampled_loss_estimates_the_exact_one(gpt_and_reference, corpus):
+def test_the_sampled_loss_estimates_the_exact_loss(gpt_and_reference, corpus):
     model, reference, _ = gpt_and_reference
     exact = exact_loss(model, corpus.train, T)
     assert sampled_loss(reference, corpus, batch_size=16, block_size=T) == pytest.approx(exact, abs=0.05)
@@ -144,7 +144,7 @@ def test_the_sampled_loss_estimates_the_exact_one(gpt_and_reference, corpus):
 
 @torch.no_grad()
 def attended_by_distance(rung, **settings) -> torch.Tensor:
-    """The mean weight that each head of an untrained block gives to the position 0, 1, ... back, (H, 32)."""
+    """The mean attention weight of each head of an untrained block at distances 0, 1, ... 31, (H, 32)."""
     config = rung.Config(n_layer=1, **settings)
     torch.manual_seed(0)
     model = rung.LanguageModel(65, config).eval()
@@ -157,15 +157,15 @@ def attended_by_distance(rung, **settings) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sizes", [{}, {"n_head": 8, "n_embd": 128}, {"n_head": 1}], ids=str)
-def test_previous_token_heads_start_by_attending_to_the_characters_just_before(sizes):
+def test_untrained_previous_token_heads_attend_to_the_previous_characters(sizes):
     weights = attended_by_distance(previous_token, **sizes)
     assert weights.argmax(dim=1).tolist() == list(range(1, len(weights) + 1))
     assert weights.max(dim=1).values.min() > 0.15
-    assert attended_by_distance(gpt, **sizes)[:, 1:].max() < 0.1  # rung 8's attend everywhere alike
+    assert attended_by_distance(gpt, **sizes)[:, 1:].max() < 0.1  # rung 8's heads attend to all positions alike
 
 
 def complex_rotation(x: torch.Tensor) -> torch.Tensor:
-    """Each pair of channels a complex number, times e to the i times position times frequency (Su et al., 2021)."""
+    """Each pair of channels is a complex number, multiplied by exp(i * position * frequency) (Su et al., 2021)."""
     time, d = x.shape[-2:]
     frequencies = 10_000 ** (-torch.arange(0, d, 2, dtype=torch.float64) / d)
     rotated = torch.complex(*x.chunk(2, dim=-1)) * torch.exp(1j * torch.arange(time)[:, None] * frequencies)
@@ -173,27 +173,29 @@ def complex_rotation(x: torch.Tensor) -> torch.Tensor:
 
 
 def mask_cos_sin(rung) -> tuple[torch.Tensor, ...]:
-    """What a rotary rung's attention gets besides its input."""
+    """The other arguments of a rotary rung's attention, after its input."""
     angles = rung.rotary_angles(T, C // H)
     return MASK, angles.cos(), angles.sin()
 
 
 @torch.no_grad()
-def test_rotary_heads_are_torchs_attention_on_rotated_queries_and_keys(small, x):
+def test_rotary_heads_equal_torchs_attention_on_rotated_queries_and_keys(small, x):
     attention = rotary.SelfAttention(small(rotary)).eval()
     q, k, v = (part.view(B, T, H, C // H).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
     theirs = F.scaled_dot_product_attention(complex_rotation(q), complex_rotation(k), v, is_causal=True)
-    same(attention(x, *mask_cos_sin(rotary)), attention.proj(theirs.transpose(1, 2).flatten(2)))
+    assert_close(attention(x, *mask_cos_sin(rotary)), attention.proj(theirs.transpose(1, 2).flatten(2)))
 
 
-def test_rms_norm_divides_by_the_root_mean_square_and_nothing_is_shifted(small, x):
+def test_rms_norm_divides_by_the_root_mean_square_and_there_are_no_biases(small, x):
     model = rms_norm.LanguageModel(65, small(rms_norm))
     assert not any(parameter.endswith("bias") for parameter, _ in model.named_parameters())
     norms = [module for module in model.modules() if isinstance(module, nn.RMSNorm)]
     assert len(norms) == 2 * 3 + 1  # two in each block, and the final one
     for norm in norms:
         nn.init.normal_(norm.weight)
-        same(norm(x), x / (x.square().mean(dim=-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt() * norm.weight)
+        assert_close(
+            norm(x), x / (x.square().mean(dim=-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt() * norm.weight
+        )
 
 
 @pytest.mark.parametrize("rung", [qk_norm, modern], ids=name)
@@ -212,8 +214,8 @@ def llama_block(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """A block by the equations of LLaMA (Touvron et al., 2023), for one text (T, C), a position and a head at a time.
 
-    With queries and keys normalised. Values are mixed with `first_values` if the weights have lambdas for that, and
-    channels with those of the characters before if the weights have convolutions. Returns the values as well.
+    Queries and keys are normalised. Values are mixed with `first_values` if the weights have lambdas for that. If the
+    weights have convolutions, channels are mixed with those of the characters before. Returns the values as well.
     """
 
     def norm(vector, gain):
@@ -224,7 +226,7 @@ def llama_block(
         return pairs * np.exp(1j * position * 10_000.0 ** (-np.arange(0, d, 2) / d))
 
     def convolved(vectors, t, part):
-        kernel = weights.get(f"{part}.conv.weight", np.ones((C, 1, 1)))[:, 0]  # (C, 4), the last column of no step back
+        kernel = weights.get(f"{part}.conv.weight", np.ones((C, 1, 1)))[:, 0]  # (C, 4), the last column for position t
         return sum(weight * vectors[t - back] for back, weight in enumerate(kernel.T[::-1]) if back <= t)
 
     d = C // H
@@ -254,7 +256,7 @@ def llama_block(
 
 @pytest.mark.parametrize("rung", [swiglu, value_residual, modern], ids=name)
 @torch.no_grad()
-def test_two_blocks_are_llamas_with_what_the_rung_adds(rung, small):
+def test_two_blocks_equal_llamas_with_what_the_rung_adds(rung, small):
     torch.manual_seed(0)
     rest = mask_cos_sin(rung)
     ours = torch.randn(1, T, C)
@@ -272,7 +274,7 @@ def test_two_blocks_are_llamas_with_what_the_rung_adds(rung, small):
 
 @pytest.mark.parametrize("shape", [(24, 24), (24, 72), (72, 24)], ids=str)
 def test_newton_schulz_brings_singular_values_near_one(shape):
-    """And leaves the singular vectors as they were. Each of several matrices is treated by itself."""
+    """The singular vectors do not change. Each matrix of a batch is treated separately."""
     generator = torch.Generator().manual_seed(0)
     u, _ = torch.linalg.qr(torch.randn(shape[0], min(shape), generator=generator))
     v, _ = torch.linalg.qr(torch.randn(shape[1], min(shape), generator=generator))
@@ -282,7 +284,7 @@ def test_newton_schulz_brings_singular_values_near_one(shape):
     values = torch.linalg.svdvals(made)
     assert values.min() > 0.65 and values.max() < 1.25
     between = u.mT @ made @ v
-    same(between, between.diagonal().diag())
+    assert_close(between, between.diagonal().diag())
 
 
 class MatmulDtypes(TorchDispatchMode):
@@ -297,10 +299,10 @@ class MatmulDtypes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("stacked", "precision"), [(1, "fp32"), (3, "fp32"), (3, "bf16")])
-def test_muon_is_torchs_own(stacked, precision):
-    """Which always works in bf16: the same updates to two parts in a hundred, over steps with momentum and decay."""
+def test_muon_updates_like_torchs_muon(stacked, precision):
+    """torch's Muon always uses bf16, so updates agree within 2%, over steps with momentum and weight decay."""
     if not hasattr(torch.optim, "Muon"):
-        pytest.skip("this torch has none yet")
+        pytest.skip("this torch has no Muon")
     torch.manual_seed(0)
     start, gradients = torch.randn(48, 24), torch.randn(5, 48, 24)
     ours, theirs = nn.Parameter(start.clone()), [nn.Parameter(part.clone()) for part in start.chunk(stacked)]
@@ -321,7 +323,7 @@ def test_muon_is_torchs_own(stacked, precision):
     assert (ours - torch.cat(theirs)).norm() < 0.02 * moved
 
 
-def test_muon_has_the_blocks_matrices_and_adamw_the_rest(small):
+def test_muon_trains_the_blocks_matrices_and_adamw_the_rest(small):
     model = muon.LanguageModel(65, small(muon))
     matrices, rest = (
         {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -334,8 +336,8 @@ def test_muon_has_the_blocks_matrices_and_adamw_the_rest(small):
     assert rest == {id(parameter) for parameter in model.parameters()} - matrices
 
 
-def test_a_trained_bigram_comes_near_the_counted_table(shakespeare):
-    """The table of the pairs in the train split, each count one higher."""
+def test_a_trained_bigram_approaches_the_loss_of_counted_pairs(shakespeare):
+    """The table has the counts of pairs in the train split, plus one each."""
     ids, val = shakespeare.train.numpy(), shakespeare.val.numpy()
     counts = np.ones((65, 65))
     np.add.at(counts, (ids[:-1], ids[1:]), 1)

@@ -1,4 +1,4 @@
-"""What a run that overfits says at its end: by losses by hand, and in runs on a text without any order."""
+"""The message at the end of a run that overfits: with losses by hand, and in runs on random text."""
 
 from __future__ import annotations
 
@@ -40,42 +40,42 @@ def evaluations(val_losses: list[float], train_losses: list[float]) -> list[Eval
         ([4.0, 4.1], [4.0, 4.1], None),
     ],
 )
-def test_a_run_overfits_where_it_rises_twice_while_the_train_loss_falls(val_losses, train_losses, lowest):
+def test_a_run_overfits_if_its_loss_rises_twice_while_the_train_loss_falls(val_losses, train_losses, lowest):
     found = lowest_before_overfitting(evaluations(val_losses, train_losses))
     assert (found.step if found else None) == lowest
 
 
-def test_the_advice_names_flags_that_the_run_has(capsys):
-    def told(config, *val_losses: float) -> list[str]:
+def test_the_message_names_flags_that_the_run_has(capsys):
+    def messages(config, *val_losses: float) -> list[str]:
         state = SimpleNamespace(evaluations=evaluations(list(val_losses), FALLING))
         record = SimpleNamespace(metadata={"run": "x"}, unsaved=None, path=lambda **_: "x.pt")
         console.report("", config, state, record, seconds=60.0)
-        said = capsys.readouterr()
-        assert "WARNING" not in said.err
-        return [line for line in said.out.splitlines() if "overfitting" in line]
+        printed = capsys.readouterr()
+        assert "WARNING" not in printed.err
+        return [line for line in printed.out.splitlines() if "overfitting" in line]
 
     rising = (4.0, 2.0, 2.1, 2.2)
-    (line,) = told(residual.Config(), *rising)
+    (line,) = messages(residual.Config(), *rising)
     assert "lowest at step 100, 2.0000" in line and line.endswith("; try fewer --steps")
-    (line,) = told(gpt.Config(dropout=0.1), *rising)
+    (line,) = messages(gpt.Config(dropout=0.1), *rising)
     assert line.endswith("; try fewer --steps, or more --dropout than 0.1")
-    (line,) = told(gpt.Config(minutes=1), *rising)
+    (line,) = messages(gpt.Config(minutes=1), *rising)
     assert line.endswith("; try fewer --minutes, or more --dropout than 0.2")
-    (line,) = told(gpt.Config(), 4.0, 5.0)  # it has memorised its text, and not diverged
+    (line,) = messages(gpt.Config(), 4.0, 5.0)  # it has memorised its text, and not diverged
     assert "lowest at step 0" in line
-    assert told(gpt.Config(), 4.0, 2.0, 1.9, 1.95) == []
+    assert messages(gpt.Config(), 4.0, 2.0, 1.9, 1.95) == []
 
 
 @pytest.fixture
 def config(tmp_path) -> residual.Config:
-    """Of a run on a text that can be memorised, and not predicted."""
+    """The settings of a run on a text that can be memorised, but not predicted."""
     text = "".join(np.random.default_rng(0).choice(list("abcdefgh"), size=1200))
     (tmp_path / "noise.txt").write_text(text, encoding="utf-8")
     places = {"corpus": str(tmp_path / "noise.txt"), "loss_csv": tmp_path / "log.csv", "runs_dir": tmp_path}
     return residual.Config(steps=300, eval_interval=50, learning_rate=0.01, sample_length=1, device="cpu", **places)
 
 
-def test_only_a_finished_run_says_so_though_it_was_stopped_in_between(config, capsys):
+def test_only_a_finished_run_reports_overfitting_even_if_it_was_stopped_before(config, capsys):
     def stop(evaluation: Evaluation) -> None:
         if evaluation.step == 250:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's walk from an idea to a verdict, in a copy of the project."""
+"""CONTRIBUTING.md's steps to add a rung and compare it, in a copy of the project."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from conftest import ROOT
 from data import read_log
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-WALK = CONTRIBUTING.partition("## Add a rung\n")[2].partition("\n## ")[0]
+ADD_A_RUNG = CONTRIBUTING.partition("## Add a rung\n")[2].partition("\n## ")[0]
 
 
 @pytest.fixture
 def copy(tmp_path) -> Path:
-    """All files of the project that git knows, or would."""
+    """A copy of all files of the project that git tracks or would track."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     done = subprocess.run(listed, cwd=ROOT, capture_output=True, encoding="utf-8")
     if done.returncode:
@@ -34,7 +34,7 @@ def copy(tmp_path) -> Path:
 
 
 def start(words: list[str], copy: Path, text_file: Path) -> subprocess.CompletedProcess:
-    """The walk's command for a few steps on a small text, writing beside `copy` alone."""
+    """Runs one of the commands for a few steps on a small text; it writes beside `copy`."""
     name, folder = Path(words[1]).stem, copy.parent
     corpus, log = ["--corpus", str(text_file)], ["--loss-csv", str(folder / "log.csv")]
     training = ["--steps", "4", *corpus, "--device", "cpu", *log, "--runs-dir", str(folder / "runs")]
@@ -53,9 +53,9 @@ def start(words: list[str], copy: Path, text_file: Path) -> subprocess.Completed
     return subprocess.run([sys.executable, *words], cwd=copy, env=environment, capture_output=True, encoding="utf-8")
 
 
-def test_from_an_idea_to_a_verdict(copy, tmp_path, text_file):
-    said = {}
-    for kind, block in re.findall(r"```(bash|diff)\n(.*?)```", WALK, flags=re.DOTALL):
+def test_a_rung_can_be_added_and_compared(copy, tmp_path, text_file):
+    printed = {}
+    for kind, block in re.findall(r"```(bash|diff)\n(.*?)```", ADD_A_RUNG, flags=re.DOTALL):
         if kind == "diff":
             (tmp_path / "change.diff").write_text(block, encoding="utf-8", newline="\n")
             subprocess.run(["git", "apply", "--unidiff-zero", str(tmp_path / "change.diff")], cwd=copy, check=True)
@@ -67,15 +67,15 @@ def test_from_an_idea_to_a_verdict(copy, tmp_path, text_file):
                 continue
             done = start(words, copy, text_file)
             assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-            said[Path(words[1]).stem if words[0] == "python" else words[0]] = done.stdout
+            printed[Path(words[1]).stem if words[0] == "python" else words[0]] = done.stdout
 
-    assert set(said) == {"shapes", "pytest", "run_ladder", "compare"}
-    assert "GELU" in said["shapes"]
-    assert int(re.search(r"(\d+) passed", said["pytest"])[1]) >= 5 and "failed" not in said["pytest"]
-    rows = [line for line in said["run_ladder"].splitlines() if line.startswith("| `")]
+    assert set(printed) == {"shapes", "pytest", "run_ladder", "compare"}
+    assert "GELU" in printed["shapes"]
+    assert int(re.search(r"(\d+) passed", printed["pytest"])[1]) >= 5 and "failed" not in printed["pytest"]
+    rows = [line for line in printed["run_ladder"].splitlines() if line.startswith("| `")]
     assert [line.split("`")[1] for line in rows] == ["pre_norm --steps 4", "gelu --steps 4"]
     assert "| a ReLU without the corner" in rows[1] and "(n = 2)" in rows[1]
-    assert "drew 4 runs of 2 rungs" in said["run_ladder"]
-    assert "gelu --steps 4" in said["compare"] and "n = 2 seeds" in said["compare"]
+    assert "drew 4 runs of 2 rungs" in printed["run_ladder"]
+    assert "gelu --steps 4" in printed["compare"] and "n = 2 seeds" in printed["compare"]
     losses = read_log(tmp_path / "log.csv").groupby("rung")["val_loss"].last()
-    assert losses["gelu"] != losses["pre_norm"]  # the change is really there
+    assert losses["gelu"] != losses["pre_norm"]  # the change has an effect

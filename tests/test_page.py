@@ -1,4 +1,4 @@
-"""The page of the ladder: its models against torch's, what is on it, and what a reader does with it."""
+"""The page of the ladder: its models against torch's, its content, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def as_torch(packed: dict) -> torch.nn.Module:
 
 
 def node(code: str, given: dict) -> dict:
-    """What `code` returns, a function body with `given` in JavaScript and models.js."""
+    """Runs `code`, the body of a JavaScript function, with `given` and models.js; returns its result."""
     script = f"""
         const {{ Reader, draw, randomNumbers, unpack, writeOn }} = require({json.dumps(str(MODELS_JS))});
         const given = JSON.parse(require("fs").readFileSync(0, "utf8"));
@@ -86,8 +86,8 @@ def node(code: str, given: dict) -> dict:
 
 @needs_node
 @torch.no_grad()
-def test_logits_of_the_page_are_those_of_torch(committed):
-    """Every model of the committed page on a text that is longer than most contexts, with the very weights it has."""
+def test_logits_of_the_page_equal_torchs(committed):
+    """Every model of the committed page, with the page's weights, on a text that is longer than most contexts."""
     data, models = committed
     assert list(models) == [rung_id(module) for module in KNOWN]
     idx = torch.tensor([data["alphabet"].index(character) for character in TEXT])
@@ -106,7 +106,7 @@ def test_logits_of_the_page_are_those_of_torch(committed):
 
 
 def random_model(module, small) -> Trained:
-    """A small model off its start, as if it had been trained."""
+    """A small model with random weights, as if it had been trained."""
     torch.manual_seed(0)
     config = small(module)
     model = module.LanguageModel(65, config).eval()
@@ -117,8 +117,8 @@ def random_model(module, small) -> Trained:
 
 
 @needs_node
-def test_what_a_rung_writes_is_what_generation_writes(small):
-    """The likeliest characters, past the context of 8, where a cache moves on."""
+def test_the_page_generates_the_same_text_as_generation(small):
+    """Greedy text, past the context of 8, where the window of a cache moves."""
     trained, prompt = [random_model(module, small) for module in KNOWN], torch.tensor([5, 3, 60])
     code = """return given.models.map((m) => {
         const text = writeOn(new Reader(unpack(m)), given.ids, { temperature: given.temperature, topK: 1, seed: 3 });
@@ -133,8 +133,8 @@ def test_what_a_rung_writes_is_what_generation_writes(small):
 
 
 @needs_node
-def test_weights_that_are_attended_with_are_torchs(small):
-    """Of a query and its keys by hand, in the last block of rung 7, whose input torch computes."""
+def test_attention_weights_of_the_page_equal_torchs(small):
+    """The last query and its keys by hand, in the last block of rung 7. torch computes the input of the block."""
     trained, idx, seen = random_model(pre_norm, small), torch.tensor([[5, 3, 60, 11, 11, 4]]), []
     attention = trained.model.blocks[-1].attention
     attention.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
@@ -147,8 +147,8 @@ def test_weights_that_are_attended_with_are_torchs(small):
 
 
 @needs_node
-def test_a_text_that_is_changed_is_read_as_if_it_were_new(small):
-    """What is kept of an earlier text must not be seen in a later one."""
+def test_a_changed_text_has_the_logits_of_a_new_text(small):
+    """The cache of an earlier text must not affect a later text."""
     for module in (pre_norm, gpt, modern):
         packed = weights.pack(random_model(module, small), int8=False)
         code = """
@@ -162,7 +162,7 @@ def test_a_text_that_is_changed_is_read_as_if_it_were_new(small):
 
 
 @needs_node
-def test_characters_are_drawn_by_their_probabilities():
+def test_characters_are_drawn_with_their_probabilities():
     logits, n = [0.3, 2.0, -1.0, 1.0, -40.0], 1000
     code = """return [[1, 0], [0.5, 0], [1, 2], [0, 0]].map(([temperature, topK]) => given.numbers.map(
         (number) => draw(Float32Array.from(given.logits), temperature, topK, number)))"""
@@ -176,7 +176,7 @@ def test_characters_are_drawn_by_their_probabilities():
     assert np.histogram(uniform, bins=10, range=(0, 1))[0] == pytest.approx(2000, abs=200)
 
 
-def test_int8_is_within_half_a_step(small):
+def test_int8_weights_are_within_half_a_step(small):
     trained = random_model(modern, small)
     decoded = as_torch(weights.pack(trained, int8=True) | {"config": vars(trained.config)}).state_dict()
     for name, tensor in trained.model.state_dict().items():
@@ -186,9 +186,9 @@ def test_int8_is_within_half_a_step(small):
 
 @torch.no_grad()
 def test_int8_hardly_changes_the_loss(committed, small, shakespeare):
-    """The change that the page tells is the one that the packed weights make, and it is small on the committed page."""
-    told = [rung["live"]["rounding"] for rung in committed[0]["rungs"] if rung["live"] and rung["live"]["large"]]
-    assert len(told) == 2 and max(map(abs, told)) < 0.003
+    """The page shows the change of the loss by packed weights; on the committed page the change is small."""
+    shown = [rung["live"]["rounding"] for rung in committed[0]["rungs"] if rung["live"] and rung["live"]["large"]]
+    assert len(shown) == 2 and max(map(abs, shown)) < 0.003
     trained = replace(random_model(modern, small), tokenizer=shakespeare.tokenizer)
     packed = as_torch(weights.pack(trained, int8=True) | {"config": vars(trained.config)})
     ids = shakespeare.tokenizer.encode(TEXT[:9]).long()
@@ -198,7 +198,7 @@ def test_int8_hardly_changes_the_loss(committed, small, shakespeare):
     assert abs(int8 - fp32) > 2e-3
 
 
-# What is on the page
+# The content of the page
 
 
 @pytest.fixture
@@ -223,10 +223,10 @@ def folder(tmp_path, log, shakespeare, monkeypatch):
     return tmp_path, log(*rows)
 
 
-def test_a_rung_that_javascript_does_not_know_is_computed_beforehand(folder, command, shakespeare):
+def test_a_rung_without_javascript_is_computed_beforehand(folder, command, shakespeare):
     runs_dir, log_path = folder
     out = runs_dir / "page.html"
-    said = command(page, "--runs-dir", runs_dir, "--loss-csv", log_path, "--out", out)
+    printed = command(page, "--runs-dir", runs_dir, "--loss-csv", log_path, "--out", out)
     html = out.read_text(encoding="utf-8")
     data, models = in_page(html)
     assert [(rung["name"], rung["number"]) for rung in data["rungs"]] == [
@@ -236,8 +236,8 @@ def test_a_rung_that_javascript_does_not_know_is_computed_beforehand(folder, com
     ]
     assert [*models] == ["bigram", "gpt"]
     for words in ("missing: pre_norm:", "missing: rms_norm --preset laptop:", "missing: modern --preset quick:"):
-        assert words in said
-    assert "train it with python stages/rms_norm.py --preset laptop" in said
+        assert words in printed
+    assert "train it with python stages/rms_norm.py --preset laptop" in printed
 
     config = config_of("rotary --preset laptop")
     (path,) = runs_dir.glob("rotary-*.pt")
@@ -259,30 +259,30 @@ def test_a_rung_that_javascript_does_not_know_is_computed_beforehand(folder, com
     assert "position_embedding" in removed and "apply_rotary" not in removed
 
 
-def test_past_its_context_a_rung_is_shown_what_generation_shows_it(small):
-    """Learned positions: the window by hand. Rotary ones: the same weights with a mask of a window over the whole."""
+def test_past_its_context_a_rung_has_the_window_of_generation(small):
+    """Learned positions: the window by hand. Rotary positions: the same weights on the whole text, with a mask."""
     idx = torch.arange(24) * 7 % 65
-    learned, turning = random_model(gpt, small), random_model(rotary, small)
+    learned, rotating = random_model(gpt, small), random_model(rotary, small)
     with torch.no_grad():
         logits = page.expected(learned, idx)
         for t in range(24):
             start = -(-max(0, t + 1 - 8) // 4) * 4
             torch.testing.assert_close(logits[t], learned.model(idx[None, start : t + 1])[0, -1], atol=1e-4, rtol=1e-4)
         whole = rotary.LanguageModel(65, small(rotary, block_size=24)).eval()
-        whole.load_state_dict(turning.model.state_dict())
+        whole.load_state_dict(rotating.model.state_dict())
         whole.causal_mask += torch.full((24, 24), float("-inf")).tril(-8)
-        torch.testing.assert_close(page.expected(turning, idx), whole(idx[None])[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(page.expected(rotating, idx), whole(idx[None])[0], atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_checkpoint_there_is_no_page(log, tmp_path, command, shakespeare):
     path = log(runs("bigram", 2.5, corpus_sha256=shakespeare.sha256))
-    said = command(page, "--runs-dir", tmp_path, "--loss-csv", path, "--out", tmp_path / "page.html", fails=True)
-    assert "no rung has both finished runs in the log and a checkpoint" in said
+    printed = command(page, "--runs-dir", tmp_path, "--loss-csv", path, "--out", tmp_path / "page.html", fails=True)
+    assert "no rung has both finished runs in the log and a checkpoint" in printed
     assert not (tmp_path / "page.html").exists()
 
 
-def test_the_committed_page_is_of_the_committed_code(committed):
-    """Its style and scripts are the files beside the template, it is small, and it allows itself nothing else."""
+def test_the_committed_page_is_made_of_the_committed_files(committed):
+    """Its style and scripts are the files beside the template, it is small, and it may load nothing else."""
     html = PAGE.read_bytes()
     assert len(html) <= 5_000_000
     for name in ("page.css", "models.js", "views.js"):
@@ -292,7 +292,7 @@ def test_the_committed_page_is_of_the_committed_code(committed):
     assert not re.search(rb'(?:src|href)="(?!data:,"|#)', html)
 
 
-# What a reader does with it
+# The page in a browser
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def browser():
 
 @pytest.fixture
 def opened(browser):
-    """Opens the page from disk; what it asks for and what goes wrong are collected, and there must be none."""
+    """Opens the page from disk. At the end, the page must have had no errors and loaded nothing else."""
     requests, errors, contexts = [], [], []
 
     def open_page(width=1280, height=900, **options):
@@ -340,7 +340,7 @@ def until(tab, expression: str, given=None) -> None:
 
 
 def averages(tab) -> dict[str, str]:
-    """What the bars say, by rung."""
+    """The losses that the bars show, by rung."""
     pairs = (
         "[...document.querySelectorAll('#bars button')].map((each) => [each.dataset.rung, each.lastChild.textContent])"
     )
@@ -356,7 +356,7 @@ def average(packed: dict, alphabet: list[str], text: str) -> float:
     return F.cross_entropy(logits, idx[1:]).item()
 
 
-def test_a_reader_types_and_climbs(opened, committed):
+def test_the_page_follows_the_typed_text_and_the_chosen_rung(opened, committed):
     (data, models), tab, text = committed, opened(), "ROMEO:\nWhat is it? The thing"
     tab.locator("#text").fill(text)
     tab.locator("#rung").focus()
@@ -385,8 +385,8 @@ def test_a_reader_types_and_climbs(opened, committed):
     assert float(shown[beforehand["name"]]) == pytest.approx(np.mean(beforehand["losses"][1]), abs=0.0051)
 
 
-def test_without_a_mouse_a_character_is_looked_at(opened, committed):
-    """The words for a screen reader are those that the table of the bigram gives."""
+def test_a_character_can_be_chosen_with_the_keyboard(opened, committed):
+    """The text for a screen reader has the probability and the loss of the bigram's table."""
     (data, models), tab = committed, opened()
     tab.goto(PAGE.as_uri() + "#rung=bigram")
     tab.reload()
@@ -395,14 +395,14 @@ def test_without_a_mouse_a_character_is_looked_at(opened, committed):
     tab.keyboard.press("ArrowLeft")
     p = as_torch(models["bigram"]).token_embedding.weight[data["alphabet"].index("h")].softmax(dim=0)
     e = data["alphabet"].index("e")
-    said = tab.locator("#reading").get_attribute("aria-valuetext")
-    assert f"It was \u201ce\u201d: probability {100 * p[e]:.0f}%, loss {-p[e].log():.2f} nats" in said
+    description = tab.locator("#reading").get_attribute("aria-valuetext")
+    assert f"It was \u201ce\u201d: probability {100 * p[e]:.0f}%, loss {-p[e].log():.2f} nats" in description
     assert tab.locator("#reading .here").inner_text() == "e"
     assert tab.locator(".guess.true code").inner_text() == "\u2192 e"
     assert "It was" in tab.locator("#guesses").inner_text()
 
 
-def test_a_character_that_no_model_knows_is_left_out(opened):
+def test_characters_outside_the_alphabet_are_left_out(opened):
     tab = opened()
     tab.locator("#text").fill("caf\u00e9 \u6771 \u2019tis 7\U0001f600")
     assert tab.locator("#text").input_value() == "caf  'tis "
@@ -418,7 +418,7 @@ def test_a_character_that_no_model_knows_is_left_out(opened):
 
 
 @pytest.mark.parametrize("rung", ["pre_norm", "modern"])
-def test_a_rung_writes_on_the_same_for_the_same_seed(opened, rung):
+def test_a_rung_generates_the_same_text_for_the_same_seed(opened, rung):
     tab, written = opened(reduced_motion="reduce"), []
     tab.goto(f"{PAGE.as_uri()}#rung={rung}")
     tab.reload()
@@ -435,8 +435,8 @@ def test_a_rung_writes_on_the_same_for_the_same_seed(opened, rung):
 SIZES = (("wide", 1280, "light"), ("middle", 720, "light"), ("phone", 390, "light"), ("dark", 1280, "dark"))
 
 
-def test_it_fits_wide_narrow_and_dark(opened, tmp_path):
-    """Screenshots, in the folder of the test; nothing is wider than the window, and dark is dark."""
+def test_the_page_fits_wide_and_narrow_windows_and_has_a_dark_version(opened, tmp_path):
+    """Nothing is wider than the window, and the dark page is dark. Screenshots are in the folder of the test."""
     shown = {}
     for name, width, scheme in SIZES:
         tab = opened(width, 900, color_scheme=scheme)
@@ -449,8 +449,8 @@ def test_it_fits_wide_narrow_and_dark(opened, tmp_path):
     assert dark < 60 < 200 < light
 
 
-def test_the_page_may_load_nothing(browser):
-    """Not even what a script that got into it would ask for."""
+def test_the_page_can_load_nothing(browser):
+    """A script in the page cannot fetch anything."""
     tab = browser.new_page()
     tab.goto(PAGE.as_uri())
     refused = """url => new Promise((done) => {

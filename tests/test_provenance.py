@@ -1,4 +1,4 @@
-"""Hashes of code: equal where the code is, on every version of Python, and different where it is not."""
+"""Hashes of code: equal for equal code, on every version of Python, and different for different code."""
 
 import ast
 import re
@@ -47,22 +47,22 @@ def digest(source: str) -> str:
     return code_hash(ast.parse(source))
 
 
-def test_the_hash_is_that_of_every_python_version():
+def test_the_hash_is_the_same_on_every_python_version():
     assert digest(CODE) == "58487a23"
 
 
-def test_comments_docstrings_and_formatting_do_not_count():
+def test_comments_docstrings_and_formatting_do_not_change_the_hash():
     other = ast.unparse(ast.parse(re.sub('"""A .+"""', '"""Other words."""', CODE))) + "\n\n# the end\n"
     assert other != CODE and "declared" not in other and "Other words" in other
     assert digest(other) == digest(CODE)
 
 
 @pytest.mark.parametrize(("old", "new"), [("-2.5e-3", "-2.5e-4"), ("> 2", ">= 2"), ("(1,", "(True,"), (":.2f", ":.3f")])
-def test_code_counts(old, new):
+def test_a_change_of_code_changes_the_hash(old, new):
     assert digest(CODE.replace(old, new)) != digest(CODE)
 
 
-def test_a_rungs_code_is_its_architecture_whatever_its_settings(tmp_path):
+def test_rung_code_depends_on_the_architecture_and_not_on_settings(tmp_path):
     source = Path(gpt.__file__).read_text(encoding="utf-8")
 
     def changed(old: str, new: str) -> bool:
@@ -79,7 +79,7 @@ def test_a_rungs_code_is_its_architecture_whatever_its_settings(tmp_path):
     assert changed('if __name__ == "__main__":', "if torch.cuda.is_available():")
 
 
-def test_shared_code_is_that_of_the_files_that_shape_a_result(tmp_path, monkeypatch):
+def test_shared_code_depends_on_every_file_that_affects_a_result(tmp_path, monkeypatch):
     before = shared_code()
     assert re.fullmatch("[0-9a-f]{8}", before) and len(provenance.SHARED_CODE) >= 6
     monkeypatch.setattr(provenance, "ROOT", tmp_path)

@@ -16,7 +16,7 @@ from helper_scripts.results_page import all_sections, page, readme_table
 
 NUMBER = re.compile(r"(?<![\d.,])\d\.\d{3,4}(?!\d)")  # of three or four decimals, as losses have
 BY_HAND = ("README.md", "notes.md")  # pages whose numbers have to be in docs/results.md
-NO_RESULTS = {  # numbers that are not
+NO_RESULTS = {  # numbers that are no results of this project
     "4.174": "ln 65, the loss of equally likely characters",
     "2.482": "pairs of characters counted, one added to each (test_oracles.py)",
     "1.487": "the lecture's, as its repository publishes it",
@@ -25,7 +25,7 @@ NO_RESULTS = {  # numbers that are not
 
 
 def staged(path: str) -> str:
-    """A file as git has it, staged or committed: a run of one's own need not be in the pages."""
+    """A file as git has it, staged or committed, so that a new run of one's own does not fail the tests."""
     done = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, capture_output=True, encoding="utf-8")
     if done.returncode:
         pytest.skip("not a git checkout")
@@ -39,7 +39,7 @@ def log(tmp_path_factory):
     return path
 
 
-def test_results_and_readmes_table_are_what_the_command_writes(log):
+def test_results_and_readmes_table_match_what_the_command_writes(log):
     sections = all_sections(log)
     assert not sections[0].without_runs and not sections[1].without_runs  # every rung has a row
     assert page(sections) == staged("docs/results.md")
@@ -47,19 +47,19 @@ def test_results_and_readmes_table_are_what_the_command_writes(log):
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_numbers_written_by_hand_are_those_of_the_results(name):
+def test_numbers_written_by_hand_are_in_the_results(name):
     results = set(NUMBER.findall(staged("docs/results.md")))
     written = NUMBER.findall(re.sub("```.*?```", "", staged(name), flags=re.DOTALL))
     assert written and not set(written) - results - NO_RESULTS.keys()
 
 
-def test_losses_beside_commands_and_chapters_are_their_own(log):
+def test_losses_beside_commands_and_chapters_match_the_log(log):
     """README's comments on commands, and the headings in notes.md that have a loss, within their rounding."""
     final = read_log(log).groupby("run").last()
     commands = re.findall(r"python (?:stages/)?(\w+)\.py( --[^#]*?)? +# [^\n]*?: (\d\.\d+)", staged("README.md"))
     assert commands
     for rung, flags, written in commands:
-        if flags.startswith(" --minutes"):  # whose steps the minutes chose
+        if flags.startswith(" --minutes"):  # the minutes chose the steps
             fits = final["seconds"] < 60 * float(flags.split()[1])
             losses = final[(final["rung"] == rung) & fits & final["flags"].str.contains("--steps")]["val_loss"]
         else:

@@ -1,4 +1,4 @@
-"""Several processes under torchrun train what one would: the same batches, the same losses, one log, one checkpoint."""
+"""Several processes under torchrun train like one process: the same batches and losses, one log, one checkpoint."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from training.checkpoint import load_checkpoint
 from training.device import choose_device
 from training.run import set_up
 
-pytestmark = pytest.mark.usefixtures("usual_signals")
+pytestmark = pytest.mark.usefixtures("default_signals")
 
-# batches of 96 sequences of 64, so that a rank's 48 are more than a CPU takes at once: parts of unequal size
+# batches of 96 sequences of 64: a rank's 48 are more than one micro-batch on a CPU, and micro-batches differ in size
 SETTINGS = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "64", "--batch-size", "96"]
 SETTINGS += ["--dropout", "0", "--eval-interval", "8", "--learning-rate", "1e-2", "--sample-length", "20"]
 
-# The second process is half as fast as the first. It gets a signal in step 7; then the run goes on to its end.
+# The second process is half as fast as the first. It gets a signal in step 7; then the run is resumed.
 RUN = """
 import contextlib, signal, sys, time
 import torch
@@ -47,7 +47,7 @@ def interrupted(corpus, seed, step, *sizes):
     return batch(corpus, seed, step, *sizes)
 Corpus.batch = interrupted
 log, *flags = sys.argv[1:]
-with ranks.process_group(torch.device("cpu")):  # a process joins one, once
+with ranks.process_group(torch.device("cpu")):  # a process can join only one process group
     ranks.process_group = lambda device: contextlib.nullcontext()
     STOP = True
     try:
@@ -66,7 +66,7 @@ def arguments(folder: Path, text_file: Path, *flags: str) -> list[str]:
     return [*SETTINGS, *places, "--device", "cpu", *flags]
 
 
-def test_two_ranks_plan_minutes_once_stop_together_and_train_as_one_process_does(tmp_path, text_file):
+def test_two_ranks_plan_minutes_once_stop_together_and_train_like_one_process(tmp_path, text_file):
     (tmp_path / "script.py").write_text(RUN, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += [str(tmp_path / "script.py"), str(tmp_path / "log.csv"), *arguments(tmp_path, text_file)]
@@ -74,19 +74,19 @@ def test_two_ranks_plan_minutes_once_stop_together_and_train_as_one_process_does
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     for line in ("step      8", "validation loss", "logged in"):
-        assert done.stdout.count(line) == 1  # rank 0 alone speaks
+        assert done.stdout.count(line) == 1  # rank 0 alone prints
     advice = re.search("stopped after step 7 of .*, saved; to go on: torchrun --nproc-per-node=2 (.*)", done.stderr)[1]
     flags = [flag for flag in shlex.split(advice)[1:] if flag != "--resume"]
     places = ["--loss-csv", str(tmp_path / "alone.csv"), "--runs-dir", str(tmp_path / "alone")]
     run(gpt.LanguageModel, gpt.Config, [*flags, *places])
     rows, wanted = read_log(tmp_path / "log.csv"), read_log(tmp_path / "alone.csv")
     assert rows["run"].nunique() == 1
-    assert 15 < rows["steps"][0] < 30  # as rank 0 measured; half of that for rank 1
+    assert 15 < rows["steps"][0] < 30  # as rank 0 measured; rank 1 alone would have half as many
     for name in ("step", "steps", "tokens", "config", "flags"):
         assert rows[name].tolist() == wanted[name].tolist()
     for name in ("train_loss", "val_loss"):
         assert rows[name].tolist() == pytest.approx(wanted[name].tolist(), abs=1e-5)
-    assert wanted["val_loss"].iloc[0] - wanted["val_loss"].iloc[-1] > 0.3  # there was something to get wrong
+    assert wanted["val_loss"].iloc[0] - wanted["val_loss"].iloc[-1] > 0.3  # the model has learned
     paths = [next((tmp_path / name).glob("*.pt")) for name in ("runs", "alone")]
     assert paths[0].name == paths[1].name
     here, there = (load_checkpoint(path)["weights"] for path in paths)
@@ -104,14 +104,14 @@ def as_rank(monkeypatch):
     return become
 
 
-def test_a_batch_that_does_not_divide_is_an_error(as_rank, tmp_path):
+def test_a_batch_size_that_the_ranks_do_not_divide_is_an_error(as_rank, tmp_path):
     as_rank(1, 2)
     config = gpt.Config(batch_size=7, loss_csv=tmp_path / "log.csv", runs_dir=tmp_path / "runs")
     with pytest.raises(UserError, match="--batch-size 7 is not divisible by 2 processes; use --batch-size 6"):
         set_up(gpt.LanguageModel, config, torch.device("cpu"))
 
 
-def test_each_process_has_a_gpu_of_its_own_and_none_is_on_mps(as_rank, monkeypatch):
+def test_each_rank_has_its_own_gpu_and_none_uses_mps(as_rank, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     as_rank(1, 3)

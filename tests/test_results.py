@@ -1,4 +1,4 @@
-"""Which runs of a log are shown, and what tables, pictures and models are made of them."""
+"""Which runs of a log are shown, and the tables, plots and models of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.run import count_parameters
 # Which runs
 
 
-def test_what_is_averaged_is_alike_and_the_rest_is_named(log):
+def test_only_runs_that_are_alike_are_averaged_and_the_rest_is_named(log):
     others = {
         "on another corpus": runs("residual", 9.0, corpus="another"),
         "on another text": runs("residual", 9.0, corpus_sha256="another"),
@@ -43,7 +43,7 @@ def test_what_is_averaged_is_alike_and_the_rest_is_named(log):
 
 
 @pytest.mark.parametrize("column", ["rung_code", "shared_code"])
-def test_two_seeds_of_new_code_and_three_of_old_are_not_five(log, column):
+def test_runs_of_new_and_of_old_code_are_not_averaged_together(log, column):
     old, new = runs("residual", 2.0, 2.1, 2.2, **{column: "older"}), runs("residual", 1.8, 1.9, first=3)
     for rows in ((old, new), (new, old)):
         shown = load_results(Selection(log(*rows)))
@@ -54,7 +54,7 @@ def test_two_seeds_of_new_code_and_three_of_old_are_not_five(log, column):
     assert shown.left_out[1:] == ["runs of earlier code, because there are none of the present code: residual"]
 
 
-def test_presets_holdout_and_variants_are_kept_apart(log):
+def test_presets_holdout_and_variants_are_separate(log):
     flags = ("", "--preset laptop", "--preset laptop --holdout", "--holdout", "--preset laptop --n-layer 2")
     path = log(*(runs(f"gpt {each}", 2.0 + k, 2.1 + k) for k, each in enumerate(flags)), runs("bigram", 2.5))
     for options, common, losses in (
@@ -69,8 +69,8 @@ def test_presets_holdout_and_variants_are_kept_apart(log):
         assert all(config_hash(config_of(shown.full(each))) in set(shown.rows["config"]) for each in shown.order)
 
 
-def test_settings_count_however_they_were_typed(log):
-    """The present settings are the rung's, whatever flags led to them when they were not; and flags go in any order."""
+def test_runs_are_found_by_their_settings_and_not_by_their_flags(log):
+    """A run is a rung's if its settings equal the rung's present ones, whatever its flags. Flags have no order."""
     path = log(runs("residual", 2.0, flags="--steps 5000"), runs("residual --learning-rate 4e-3 --steps 9", 1.0))
     shown = load_results(Selection(path, variants=True))
     assert shown.order == ["residual", "residual --steps 9 --learning-rate 0.004"]
@@ -79,7 +79,7 @@ def test_settings_count_however_they_were_typed(log):
         assert load_results(Selection(path), labels=(label,)).losses(label)[0] == 1.0
 
 
-def test_a_file_goes_by_its_name_with_or_without_the_digits(log):
+def test_a_corpus_file_is_found_by_its_name_with_or_without_its_hash(log):
     path = log(
         runs("bigram", 1.0, corpus="a.txt (123456)", corpus_sha256="1"),
         runs("bigram", 2.0, corpus="b.txt (123456)", corpus_sha256="2"),
@@ -92,7 +92,7 @@ def test_a_file_goes_by_its_name_with_or_without_the_digits(log):
             load_results(Selection(path, name))
 
 
-def test_what_comes_before_a_rung(monkeypatch):
+def test_rung_before_is_the_rung_to_compare_with(monkeypatch):
     steps = ["bigram --steps 2", "residual --steps 2"]
     assert [rung_before(label, steps) for label in steps] == [None, "bigram --steps 2"]
     order = ["bigram", "residual", "residual --n-layer 1", "gpt", "gpt --steps 9", "rotary", "previous_token"]
@@ -121,20 +121,20 @@ def cells(table: str) -> dict[str, list[str]]:
     return {row[0].strip().strip("`"): [cell.strip() for cell in row[1:]] for row in rows}
 
 
-def test_the_table_by_hand(log, command):
+def test_the_table_matches_figures_by_hand(log, command):
     path = log(
         runs("bigram", 2.5, 2.5, 2.8, parameters=4225),
         runs("residual", 2.0, 2.1, 2.5, parameters=1),
         runs("post_norm", 2.0, shared_code="older"),
     )
-    said = command(ladder_table, "--loss-csv", path)
-    table, deviation = cells(said), np.std([2.5, 2.5, 2.8], ddof=1)
+    printed = command(ladder_table, "--loss-csv", path)
+    table, deviation = cells(printed), np.std([2.5, 2.5, 2.8], ddof=1)
     assert table["bigram"][:2] == ["a table of next-character logits", f"**2.600** ± {deviation:.3f} (n = 3)"]
     assert table["bigram"][2:7] == [f"{2.6 / math.log(2):.3f}", "2.47", "", "4,225", "0 k"]
     low, high = stats.t.interval(0.95, 2, -0.4, stats.sem([-0.5, -0.4, -0.3]))
     assert table["residual"][3:7] == ["2.20", f"-0.400 ({low:+.3f} to {high:+.3f}, n = 3)", "1", "-"]
     assert table["post_norm"][4] == ""
-    notes = said.splitlines()[-3:]
+    notes = printed.splitlines()[-3:]
     assert "not compared, because their shared code differs: post_norm with residual" in notes
     assert any(line.startswith("no FLOPs of residual: no alphabet gives it 1 parameters") for line in notes)
     scaled = log(runs("gpt --preset laptop", 2.0), runs("rotary --preset laptop", 1.9))
@@ -144,12 +144,12 @@ def test_the_table_by_hand(log, command):
 
 
 @pytest.mark.parametrize(("rung", "vocab"), [("bigram", 65), ("pre_norm", 7), ("self_attention", 65)])
-def test_flops_by_hand(rung, vocab):
-    """Two for each weight of a matmul, and as many for each pair of positions; twice that again for the gradients."""
+def test_flops_match_a_count_by_hand(rung, vocab):
+    """Two for each weight of a matmul, four for each channel and attended position; twice that for the gradients."""
     C, T, layers = 32, 8, 3
     attention = 2 * (3 * C * C) + 2 * 2 * T * C
     by_hand = {
-        "bigram": 0,  # it looks up, and multiplies nothing
+        "bigram": 0,  # a table look-up has no matmul
         "self_attention": 3 * (attention + 2 * C * vocab),
         "pre_norm": 3 * (layers * (attention + 2 * C * C + 2 * 8 * C * C) + 2 * C * vocab),
     }
@@ -185,13 +185,13 @@ def test_flops_that_cannot_be_counted_are_a_dash(flags, parameters, replaced, wo
     rows += runs("gpt", 1.0, flags="--gone \x1b", config="gone")
     if replaced:
         monkeypatch.setattr(*replaced)
-    said = command(ladder_table, "--variants", "--loss-csv", log(rows))
-    assert cells(said)[label][-2] == "-" and "usage" not in said
-    assert "`gpt --gone \\x1b`" in said and "\x1b" not in said  # what a log says is escaped
-    assert any(line.startswith(f"no FLOPs of {label}: ") and words in line for line in said.splitlines())
+    printed = command(ladder_table, "--variants", "--loss-csv", log(rows))
+    assert cells(printed)[label][-2] == "-" and "usage" not in printed
+    assert "`gpt --gone \\x1b`" in printed and "\x1b" not in printed  # text of a log is escaped
+    assert any(line.startswith(f"no FLOPs of {label}: ") and words in line for line in printed.splitlines())
 
 
-def test_equal_parameters_are_equal():
+def test_rungs_at_equal_parameters_differ_by_less_than_10_percent():
     sizes = [
         count_parameters(models.rung_module(label.split()[0]).LanguageModel(65, config_of(label)))
         for label in controls.PARAMETERS
@@ -199,7 +199,7 @@ def test_equal_parameters_are_equal():
     assert max(sizes) / min(sizes) < 1.1
 
 
-def test_the_controls_by_hand(log, command):
+def test_the_controls_match_figures_by_hand(log, command):
     """Depth alone costs 0.1, skips alone gain 0.1, and both together 0.3."""
     losses = dict.fromkeys((*controls.PARAMETERS, *controls.TIME), 1.5) | {"feed_forward": 2.2, "residual": 1.9}
     losses |= {"feed_forward --n-layer 3": 2.3, "residual --n-layer 1": 2.1, "self_attention --steps 20000": 2.4}
@@ -215,7 +215,7 @@ def test_the_controls_by_hand(log, command):
     assert cells(time)["self_attention --steps 20000"][4].startswith("+0.900 (")
 
 
-# Pictures
+# Plots
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_a_rung_beside_the_ladder_has_a_panel_and_one_without_a_curve_has_none(l
 
 
 @pytest.mark.parametrize("x", plot_loss.X)
-def test_curves_are_means_over_seeds_against_what_was_asked_for(x, two_rungs):
+def test_curves_are_means_over_seeds_against_the_chosen_x(x, two_rungs):
     shown = load_results(Selection(two_rungs))
     shown.rows["seconds"] = shown.rows["step"] * (2.0 + shown.rows["seed"])  # one seed slower than the other
     means = shown.rows[shown.rows["label"] == "bigram"].groupby("step")[[plot_loss.X[x], "val_loss"]].mean()
@@ -247,20 +247,20 @@ def test_curves_are_means_over_seeds_against_what_was_asked_for(x, two_rungs):
         assert np.allclose(line.get_xydata(), means)
 
 
-def test_a_scaled_up_rung_has_axes_of_its_own(two_rungs):
+def test_a_scaled_up_rung_has_its_own_axes(two_rungs):
     shown = load_results(Selection(two_rungs))
     for factor in (1, 8):
         shown.rows.loc[shown.rows["label"] == "residual", "tokens"] *= factor
         bigram, residual, _ = plot_loss.draw(shown, Figure(), "characters").axes
         assert (bigram.get_ylim() == residual.get_ylim()) == (factor == 1)
         assert residual.get_xlim()[1] == factor * bigram.get_xlim()[1]
-        assert residual.yaxis.get_tick_params()["labelleft"] == (factor > 1)  # where not, they are bigram's, beside it
+        assert residual.yaxis.get_tick_params()["labelleft"] == (factor > 1)  # or else bigram's panel has them
 
 
-def test_only_the_rungs_that_were_asked_for_are_drawn(two_rungs, tmp_path, command):
+def test_only_the_named_rungs_are_drawn(two_rungs, tmp_path, command):
     picture, common = tmp_path / "pictures" / "curves.svg", ["--loss-csv", two_rungs, "--out"]
-    said = command(plot_loss, *common, picture, "--rungs", "residual", "--x", "seconds")
-    assert said == f"drew 2 runs of 1 rungs on tinyshakespeare: {picture}\n"
+    printed = command(plot_loss, *common, picture, "--rungs", "residual", "--x", "seconds")
+    assert printed == f"drew 2 runs of 1 rungs on tinyshakespeare: {picture}\n"
     assert picture.read_text(encoding="utf-8").count("<path") > 20
     for words, *args in (
         ("has no finished runs of 'gpt'; it has bigram, residual", picture, "--rungs", "gpt", "bigram", "residual"),
@@ -271,7 +271,7 @@ def test_only_the_rungs_that_were_asked_for_are_drawn(two_rungs, tmp_path, comma
         assert words in command(plot_loss, *common, *args, fails=True)
 
 
-def test_each_selection_has_a_picture_of_its_own():
+def test_each_selection_has_its_own_picture():
     selections = [{}, {"preset": "laptop"}, {"variants": True}, {"preset": "laptop", "variants": True, "holdout": True}]
     names = [plot_loss.picture_of(Selection(**each)).name for each in selections]
     assert names[:2] == ["loss_curves.png", "loss_curves_laptop.png"] and len(set(names)) == 4
@@ -288,7 +288,7 @@ def checkpoint(tmp_path_factory, text_file):
     return find_checkpoint(folder, "residual")
 
 
-def test_a_model_comes_back_as_it_was_saved(checkpoint):
+def test_a_model_is_loaded_as_it_was_saved(checkpoint):
     loaded = load_model(checkpoint)
     model, config, tokenizer = loaded.model, loaded.config, loaded.tokenizer
     saved = torch.load(checkpoint, weights_only=True)
@@ -311,7 +311,7 @@ def test_a_model_comes_back_as_it_was_saved(checkpoint):
         ("weights", {"\x1b[31m": torch.zeros(1)}, "does not fit residual"),
     ],
 )
-def test_a_crafted_checkpoint_ends_in_one_line(part, change, words, checkpoint, tmp_path):
+def test_a_manipulated_checkpoint_is_a_one_line_error(part, change, words, checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content[part] |= change
     torch.save(content, tmp_path / "crafted.pt")
@@ -320,7 +320,7 @@ def test_a_crafted_checkpoint_ends_in_one_line(part, change, words, checkpoint, 
     assert words in str(error.value) and str(error.value).isprintable()
 
 
-def test_a_finished_run_comes_before_one_that_was_stopped(tmp_path):
+def test_the_checkpoint_of_a_finished_run_is_preferred_to_one_of_a_stopped_run(tmp_path):
     for age, name in enumerate(("gpt-seed1-a.partial.pt", "gpt-seed1-a.pt", "gpt-seed0-a.pt")):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (9 - age, 9 - age))

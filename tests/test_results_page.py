@@ -24,7 +24,7 @@ LAPTOP = "--preset laptop"
 
 @pytest.fixture(autouse=True)
 def flops_of_parameters(monkeypatch):
-    """Counting them takes longer than all else, and test_results.py has it."""
+    """Counting FLOPs is slow, and test_results.py tests it."""
     monkeypatch.setattr(ladder_table, "training_flops", lambda label, parameters: 6.0 * parameters)
 
 
@@ -40,9 +40,9 @@ def full_log(log):
     return log(*(runs(label, 2.0, 2.1 + number / 100) for number, label in enumerate(dict.fromkeys(labels))))
 
 
-def parts(said: str) -> dict[str, str]:
+def parts(printed: str) -> dict[str, str]:
     """The page's sections by their titles."""
-    return {part.partition("\n")[0]: part for part in said.split("\n## ")}
+    return {part.partition("\n")[0]: part for part in printed.split("\n## ")}
 
 
 def cells(part: str, label: str) -> list[str]:
@@ -51,7 +51,7 @@ def cells(part: str, label: str) -> list[str]:
     return row.split(" | ")
 
 
-def test_the_page_by_hand(log, command):
+def test_the_page_matches_figures_by_hand(log, command):
     rotary, short_conv = (f"ablation {LAPTOP} --without {part}" for part in ("rotary", "short_conv"))
     path = log(
         runs("bigram", 2.5, 2.6, parameters=4225, commit="aaaa", torch="2.0"),
@@ -71,7 +71,7 @@ def test_the_page_by_hand(log, command):
     ladder = page["Rungs 1 to 8"]
     bits = f"{2.55 / math.log(2):.3f}"
     assert cells(ladder, "bigram")[1:] == ["**2.550** ± 0.071 (n = 2)", bits, "2.47", "", "4,225", "25 k", "1.28 M"]
-    assert cells(ladder, "self_attention")[4] == ""  # of other code
+    assert cells(ladder, "self_attention")[4] == ""  # their shared code differs
     for note in (
         "- Runs of earlier code, because there are none of the present code: self_attention.",
         "- No runs yet: `multi",
@@ -94,7 +94,7 @@ def test_the_commands_of_a_section_train_its_runs_and_print_them(full_log, comma
     monkeypatch.setattr(plot_loss, "write_plot", lambda results, out, x: print(results.order))
     scripts = {"ladder_table": ladder_table, "compare": compare, "controls": controls, "plot_loss": plot_loss}
     for section in all_sections(full_log):
-        if section.title == "The lowest loss":  # whose commands name checkpoints
+        if section.title == "The lowest loss":  # its commands name checkpoints
             continue
         trained = set()
         for typed in section.trained_by:
@@ -107,18 +107,18 @@ def test_the_commands_of_a_section_train_its_runs_and_print_them(full_log, comma
         assert shown and all(
             set(zip(each["rung"], each["config"], each["seed"], strict=True)) <= trained for each in shown
         )
-        said = ""
+        printed = ""
         for typed in section.printed_by:
             module = scripts[typed.split()[1].removeprefix("helper_scripts/").removesuffix(".py")]
-            said += command(module, *shlex.split(typed)[2:], "--loss-csv", full_log)
+            printed += command(module, *shlex.split(typed)[2:], "--loss-csv", full_log)
         for results in section.shown:
             for label in results.order:
                 rung, _, rate = label.partition(" --learning-rate ")
-                own = rate and config_of(results.full(rung)).learning_rate == float(rate)  # which goes without a flag
-                assert (rung if own else label) in said
+                own = rate and config_of(results.full(rung)).learning_rate == float(rate)  # the default needs no flag
+                assert (rung if own else label) in printed
 
 
-def test_the_chain_and_its_mixture_by_hand(log, command):
+def test_the_chain_and_its_mixture_match_figures_by_hand(log, command):
     chain = (
         ("modern", 0, "--preset quick", 1.5, 1.6),
         ("distillation", 3, "--preset quick --steps 1960 --teachers modern-a modern-a --teacher-share 0.8", 1.4),
@@ -141,16 +141,16 @@ def test_the_chain_and_its_mixture_by_hand(log, command):
     others = runs("modern --preset quick", 1.0, rung="mixture", flags=names[0])
     decoys = [runs("gpt --preset quick", 3.0), runs("modern --preset quick", 3.0, shared_code="before")]
     decoys += [runs("modern --preset quick", 3.0, first=3, flags="--preset quick")]
-    said = parts(command(results_page, "--loss-csv", log(*rows, mixture, others, *decoys)))["The lowest loss"]
-    found = re.findall(r"\*\*(\d\.\d{3})\*\*[^|]*\| (\d\.\d{3}) \| (\d\.\d{3}) \|", said)
+    printed = parts(command(results_page, "--loss-csv", log(*rows, mixture, others, *decoys)))["The lowest loss"]
+    found = re.findall(r"\*\*(\d\.\d{3})\*\*[^|]*\| (\d\.\d{3}) \| (\d\.\d{3}) \|", printed)
     means = [1.55, 1.4, 1.25, 1.1]
     assert found == [(f"{mean:.3f}", f"{mean / math.log(2):.3f}", f"{mean - 0.1:.3f}") for mean in means]
     without = parts(command(results_page, "--loss-csv", log(*rows, others)))
     assert "The lowest loss: no runs yet" in "".join(without.values())
 
 
-def test_it_goes_to_its_places(log, tmp_path, monkeypatch, command):
-    """And what is printed is the same; pictures are white behind, also where the page is dark."""
+def test_write_updates_the_page_readme_and_pictures(log, tmp_path, monkeypatch, command):
+    """Without --write it prints the same page. Pictures have a white background, readable on a dark page."""
     path = log(*(runs(label, 2.0, 2.1) for label in ("bigram", "gpt", f"gpt {LAPTOP}", f"rotary {LAPTOP}")))
     readme, page = tmp_path / "README.md", tmp_path / "docs" / "results.md"
     monkeypatch.setattr(results_page, "README", readme)
@@ -172,7 +172,7 @@ def test_it_goes_to_its_places(log, tmp_path, monkeypatch, command):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_the_table_goes_between_the_markers(end, tmp_path):
+def test_the_table_is_written_between_the_markers(end, tmp_path):
     page = tmp_path / "page.md"
     before, after = "é before\n<!-- ladder table: begin -->\n", "\n<!-- ladder table: end -->\nafter\n"
     page.write_bytes(f"{before}old{after}".replace("\n", end).encode())
@@ -181,7 +181,7 @@ def test_the_table_goes_between_the_markers(end, tmp_path):
     assert page.read_bytes().decode() == f"{before}a\nb{after}".replace("\n", end)
 
 
-def test_a_page_that_cannot_be_written_ends_in_one_line(log, tmp_path, monkeypatch, command):
+def test_a_page_that_cannot_be_written_is_a_one_line_error(log, tmp_path, monkeypatch, command):
     readme = tmp_path / "README.md"
     readme.write_bytes(b"no markers")
     monkeypatch.setattr(results_page, "README", readme)
@@ -191,12 +191,12 @@ def test_a_page_that_cannot_be_written_ends_in_one_line(log, tmp_path, monkeypat
     assert "no loss log" in command(results_page, "--loss-csv", tmp_path / "none.csv", fails=True)
 
 
-def test_a_row_of_a_mixture_changes_nothing(log, command):
+def test_a_row_of_a_mixture_does_not_change_tables(log, command):
     own = runs("bigram", 2.5, 2.6) + runs("residual", 2.0, 2.1)
     mixture = [own[-1] | {"run": "mixture-1", "rung": "mixture", "config": "", "flags": "", "val_loss": 1.0}]
     assert mixture[0].keys() == COLUMNS.keys()
-    said = []
+    printed = []
     for rows in (own, own + mixture):
         path = log(rows)
-        said.append([command(each, "--loss-csv", path) for each in (results_page, ladder_table, compare)])
-    assert said[0] == said[1]
+        printed.append([command(each, "--loss-csv", path) for each in (results_page, ladder_table, compare)])
+    assert printed[0] == printed[1]

@@ -1,4 +1,4 @@
-"""Nothing is lost: runs that are stopped, killed, out of disk or given a wrong file, and go on to the same bits."""
+"""Runs that are stopped or killed, or find a full disk or a wrong file, lose nothing and resume to the same bits."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from training.checkpoint import load_checkpoint
 from training.cli import as_typed, parse
 from training.throughput import Throughput
 
-pytestmark = pytest.mark.usefixtures("usual_signals")
+pytestmark = pytest.mark.usefixtures("default_signals")
 
-# 12 steps of 64 windows are more than one epoch of the text; rungs 8 up have dropout, and a learning rate that changes
+# 12 steps of 64 windows are more than an epoch; rungs from 8 on have dropout and a learning rate that changes
 SETTINGS = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "8", "--batch-size", "64"]
 SETTINGS += ["--steps", "12", "--eval-interval", "4", "--sample-length", "5", "--device", "cpu"]
 SAME = ["rung", "seed", "step", "steps", "train_loss", "val_loss", "tokens", "config", "flags", "rung_code"]
@@ -37,14 +37,14 @@ def arguments(folder: Path, text_file: Path, *flags: str) -> list[str]:
     return [*SETTINGS, *places, *flags]
 
 
-def go(folder: Path, text_file: Path, *flags: str, rung=gpt) -> None:
+def train_in(folder: Path, text_file: Path, *flags: str, rung=gpt) -> None:
     run(rung.LanguageModel, rung.Config, arguments(folder, text_file, *flags))
 
 
 def stopped(folder: Path, text_file: Path, *flags: str, rung=gpt) -> int:
     """The exit status of a run that does not reach its end."""
     with pytest.raises(SystemExit) as stop:
-        go(folder, text_file, *flags, rung=rung)
+        train_in(folder, text_file, *flags, rung=rung)
     return stop.value.code
 
 
@@ -81,19 +81,19 @@ def stop_at(step: int, folder: Path, text_file: Path, *flags: str, rung=gpt, num
 
 @pytest.fixture(autouse=True)
 def nothing_is_measured(monkeypatch):
-    """To save time: test_throughput.py has a test that measuring changes nothing."""
+    """Saves time: test_throughput.py tests that measuring changes nothing."""
     monkeypatch.setattr(sys.modules["training.run"], "measure_throughput", lambda *_, **__: Throughput(1.0, 1.0, 1.0))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, text_file):
-    """The folder of a rung's run that nothing interrupted."""
+def uninterrupted(tmp_path_factory, text_file):
+    """The folder of a rung's run that was not interrupted."""
     folders = {}
 
     def folder(rung=gpt) -> Path:
         if rung not in folders:
             folders[rung] = tmp_path_factory.mktemp(rung_id(rung))
-            go(folders[rung], text_file, rung=rung)
+            train_in(folders[rung], text_file, rung=rung)
         return folders[rung]
 
     return folder
@@ -107,12 +107,12 @@ def interrupted(tmp_path, text_file, capsys) -> Path:
     return tmp_path
 
 
-def assert_same(folder: Path, undisturbed: Path) -> None:
-    """The same weights to the bit, the same rows, each once, all of one run, and nothing else left in the folder."""
-    here, there = (load_checkpoint(checkpoint(place, finished=True)) for place in (folder, undisturbed))
+def assert_same(folder: Path, uninterrupted: Path) -> None:
+    """The same weights to the bit, the same rows, each once and all of one run, and no other files in the folder."""
+    here, there = (load_checkpoint(checkpoint(place, finished=True)) for place in (folder, uninterrupted))
     assert here["weights"].keys() == there["weights"].keys()
     assert all(torch.equal(here["weights"][name], there["weights"][name]) for name in there["weights"])
-    rows, wanted = (read_log(place / "log.csv") for place in (folder, undisturbed))
+    rows, wanted = (read_log(place / "log.csv") for place in (folder, uninterrupted))
     assert rows[SAME].to_dict("records") == wanted[SAME].to_dict("records")
     assert (folder / "log.csv").read_text(encoding="utf-8").count("\n") == 1 + len(rows)
     assert rows["run"].nunique() == 1 and rows["seconds"].is_monotonic_increasing
@@ -125,7 +125,9 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
 @pytest.mark.parametrize(
     ("rung", "name"), [(residual, "SIGTERM"), (gpt, "SIGINT"), (modern, "SIGINT")], ids=["residual", "gpt", "modern"]
 )
-def test_a_stopped_run_goes_on_to_the_same_bits_as_it_says(rung, name, undisturbed, tmp_path, text_file, capfd):
+def test_the_printed_command_resumes_a_stopped_run_to_the_same_bits(
+    rung, name, uninterrupted, tmp_path, text_file, capfd
+):
     number = getattr(signal, name)
     stop_at(6, tmp_path, text_file, rung=rung, number=number)
     assert load_checkpoint(checkpoint(tmp_path))["step"] == 7  # the step that the signal came in was finished
@@ -135,7 +137,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_as_it_says(rung, name, undisturb
     assert "stopped after step 7 of 12, saved" in line
     assert command[0] == "python" and (Path.cwd() / command[1]).resolve() == Path(rung.__file__)
     run(rung.LanguageModel, rung.Config, command[2:])
-    assert_same(tmp_path, undisturbed(rung))
+    assert_same(tmp_path, uninterrupted(rung))
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, text_file):
@@ -145,9 +147,9 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, text_file):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no signal that one process may send to another")
-def test_a_reader_that_has_gone_does_not_end_a_run(tmp_path, text_file):
-    """`python gpt.py | head -5`, then a closed terminal: the run goes on when nobody reads, and is saved at the end."""
-    (tmp_path / "naïve.txt").write_bytes(text_file.read_bytes())  # in a terminal that knows ASCII alone
+def test_a_closed_pipe_does_not_end_a_run(tmp_path, text_file):
+    """`python gpt.py | head -5`, then a closed terminal: the run goes on after the first and is saved at the second."""
+    (tmp_path / "naïve.txt").write_bytes(text_file.read_bytes())  # in an ASCII terminal
     command = [sys.executable, "gpt.py", *arguments(tmp_path, tmp_path / "naïve.txt"), "--steps", "1000000"]
     command += ["--eval-interval", "1"]
     environment = one_thread() | {"PYTHONIOENCODING": "ascii"}
@@ -156,7 +158,7 @@ def test_a_reader_that_has_gone_does_not_end_a_run(tmp_path, text_file):
             if b"step " in line and b"train " in line:
                 break
         process.stdout.close()
-        while (tmp_path / "log.csv").read_bytes().count(b"\n") < 6:  # it goes on
+        while (tmp_path / "log.csv").read_bytes().count(b"\n") < 6:  # the run goes on
             assert process.poll() is None
         process.send_signal(signal.SIGHUP)
     assert process.returncode in (128 + signal.SIGHUP, 120)  # 120: Python could not flush its output
@@ -164,15 +166,15 @@ def test_a_reader_that_has_gone_does_not_end_a_run(tmp_path, text_file):
 
 
 def one_thread() -> dict[str, str]:
-    """The environment of a child that sums as this process does: bits depend on the number of threads."""
+    """The environment of a child with as many threads as this process: bits depend on the number of threads."""
     return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONIOENCODING": "utf-8"}
 
 
-KILLS = {  # what is killed just before which call: a module or class, its function, and for which arguments
+KILLS = {  # the run is killed just before a call: a module or class, its function, and the arguments
     "in the middle of a checkpoint": "torch, 'save', lambda content, file: content['step'] == 8 and half(file)",
     "between a checkpoint and its row": "LossLog, 'append', lambda log, row: row['step'] == 8",
     "between two steps": "console, 'show_evaluation', lambda evaluation, bar: evaluation.step == 8",
-    "as a finished run tidies up": "Path, 'unlink', lambda path, **_: path.name.endswith('.partial.pt')",
+    "before the partial file is removed": "Path, 'unlink', lambda path, **_: path.name.endswith('.partial.pt')",
     "before the last row": "LossLog, 'append', lambda log, row: row['step'] == 12",
 }
 KILLED = """
@@ -191,14 +193,14 @@ def half(file):
 
 def kill_before(owner, name, due):
     was = getattr(owner, name)
-    def dying(*args, **kwargs):
+    def killing(*args, **kwargs):
         if due(*args, **kwargs):
             os.kill(os.getpid(), signal.SIGKILL)
         return was(*args, **kwargs)
-    setattr(owner, name, dying)
+    setattr(owner, name, killing)
 
 sys.modules["training.run"].measure_throughput = lambda *_: Throughput(1.0, 1.0, 1.0)
-torch.optim.AdamW([torch.zeros(1)])  # the first one imports much, here once for all children
+torch.optim.AdamW([torch.zeros(1)])  # the first optimizer imports much; here once for all children
 for folder, kill in enumerate(KILLS):
     child = os.fork()
     if not child:
@@ -226,45 +228,45 @@ def killed(tmp_path_factory, text_file) -> Path:
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no fork")
 @pytest.mark.parametrize("number", range(len(KILLS)), ids=KILLS)
-def test_a_killed_run_goes_on_to_the_same_bits(number, killed, undisturbed, text_file):
+def test_a_killed_run_resumes_to_the_same_bits(number, killed, uninterrupted, text_file):
     folder = killed / str(number)
-    go(folder, text_file, "--resume")
-    assert_same(folder, undisturbed())
+    train_in(folder, text_file, "--resume")
+    assert_same(folder, uninterrupted())
 
 
-# What a run says, and whom it lets train
+# Messages, and several processes
 
 
-def test_the_command_to_go_on_means_the_settings():
+def test_the_printed_command_is_read_back_as_the_same_settings():
     for prompt, loss_csv in (("-- it's", "a b.csv"), ('"$HOME"\\', "-x.csv"), ("é 🎭 ;&", "it's.csv")):
         config = gpt.Config.from_preset("laptop")
         config = dataclasses.replace(config, prompt=prompt, loss_csv=Path(loss_csv), learning_rate=1e-9, resume=True)
         assert parse(gpt.Config, "", shlex.split(as_typed(ROOT / "gpt.py", config))[2:]) == config
 
 
-def test_two_processes_do_not_train_one_run(tmp_path, text_file, capsys):
+def test_two_processes_cannot_train_the_same_run(tmp_path, text_file, capsys):
     statuses = []
     with at_step(6, lambda: statuses.append(stopped(tmp_path, text_file))):
-        go(tmp_path, text_file)
+        train_in(tmp_path, text_file)
     assert statuses == [2] and "another process is training this run already" in capsys.readouterr().err
     assert read_log(tmp_path / "log.csv")["run"].nunique() == 1
 
 
-def test_a_run_goes_on_elsewhere_in_its_precision_and_a_lost_log_gets_all_rows(
-    undisturbed, interrupted, text_file, monkeypatch, capsys
+def test_a_run_resumed_elsewhere_keeps_its_precision_and_restores_a_lost_log(
+    uninterrupted, interrupted, text_file, monkeypatch, capsys
 ):
     monkeypatch.setattr(sys.modules["training.run"], "choose_precision", lambda *_: "bf16")
     monkeypatch.setattr(sys.modules["training.record"], "processor", lambda device: "abacus")
     (interrupted / "log.csv").unlink()
-    go(interrupted, text_file, "--resume")
+    train_in(interrupted, text_file, "--resume")
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert "this run began with processor" in warning and "goes on with abacus" in warning
     assert set(read_log(interrupted / "log.csv")["precision"]) == {"fp32"}
-    assert_same(interrupted, undisturbed())
+    assert_same(interrupted, uninterrupted())
 
 
-def test_minutes_of_training_are_not_lost_by_the_same_command(interrupted, text_file, monkeypatch, capsys):
-    def refused_to_lose() -> str:
+def test_the_same_command_does_not_replace_minutes_of_training(interrupted, text_file, monkeypatch, capsys):
+    def refusal() -> str:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys.modules["training.record"], "WORTH_KEEPING", 0.0)
             assert stopped(interrupted, text_file) == 2
@@ -272,27 +274,27 @@ def test_minutes_of_training_are_not_lost_by_the_same_command(interrupted, text_
         return line
 
     before = checkpoint(interrupted).read_bytes()
-    said = refused_to_lose()
-    assert "stopped at step 7" in said and "add --resume to go on with it" in said
+    printed = refusal()
+    assert "stopped at step 7" in printed and "add --resume to go on with it" in printed
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["training.record"], "rung_code", lambda *_: "0badc0de")
-        said = refused_to_lose()
-    assert "it is of other code, and cannot go on; delete that file" in said and "--resume" not in said
+        printed = refusal()
+    assert "it is of other code, and cannot go on; delete that file" in printed and "--resume" not in printed
     assert checkpoint(interrupted).read_bytes() == before
-    go(interrupted, text_file)  # seconds are not worth a question
+    train_in(interrupted, text_file)  # a run of seconds is replaced without a question
     assert load_checkpoint(checkpoint(interrupted, finished=True))["step"] == 12
 
 
-def test_a_finished_model_stays_until_the_same_command_has_finished_again(tmp_path, text_file, monkeypatch):
-    go(tmp_path, text_file)
+def test_a_finished_model_is_kept_until_the_same_command_has_finished_again(tmp_path, text_file, monkeypatch):
+    train_in(tmp_path, text_file)
     before = checkpoint(tmp_path, finished=True).read_bytes()
-    go(tmp_path, text_file, "--resume")  # which changes nothing
+    train_in(tmp_path, text_file, "--resume")  # this changes nothing
     assert steps_logged(tmp_path) == [0, 4, 8, 12]
     monkeypatch.setattr(sys.modules["training.record"], "WORTH_KEEPING", 0.0)
     stop_at(6, tmp_path, text_file)
     assert checkpoint(tmp_path, finished=True).read_bytes() == before
     assert load_checkpoint(checkpoint(tmp_path))["step"] == 7
-    go(tmp_path, text_file, "--resume")
+    train_in(tmp_path, text_file, "--resume")
     runs = read_log(tmp_path / "log.csv")["run"].unique().tolist()
     assert load_checkpoint(checkpoint(tmp_path, finished=True))["metadata"]["run"] == runs[1] != runs[0]
 
@@ -301,7 +303,7 @@ def test_a_finished_model_stays_until_the_same_command_has_finished_again(tmp_pa
 
 
 def refused(folder: Path, text_file: Path, capsys, *flags: str) -> str:
-    """What a run that is to resume says as it refuses, in one line, having changed nothing."""
+    """The one-line error of a run that is refused with --resume and changes nothing."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert stopped(folder, text_file, "--resume", *flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -313,44 +315,44 @@ OTHERS = {"--dropout 0.5": "dropout 0.2, here 0.5", "--seed 1": "seed 0, here 1"
 
 
 @pytest.mark.parametrize("flags", OTHERS)
-def test_another_run_is_refused_and_named(flags, interrupted, text, text_file, monkeypatch, capsys):
+def test_resuming_another_run_is_refused_with_the_difference(flags, interrupted, text, text_file, monkeypatch, capsys):
     (interrupted / "other.txt").write_text(text[:-1], encoding="utf-8")
     monkeypatch.chdir(interrupted)
-    said = refused(interrupted, text_file, capsys, *flags.split())
-    checkpoint(interrupted).rename(re.search(r"there is no checkpoint (\S+\.pt)", said)[1])  # as a user might
-    said = refused(interrupted, text_file, capsys, *flags.split())
-    assert "of another run" in said and OTHERS[flags] in said
+    printed = refused(interrupted, text_file, capsys, *flags.split())
+    checkpoint(interrupted).rename(re.search(r"there is no checkpoint (\S+\.pt)", printed)[1])  # as a user might
+    printed = refused(interrupted, text_file, capsys, *flags.split())
+    assert "of another run" in printed and OTHERS[flags] in printed
 
 
 @pytest.mark.parametrize("code", ["rung_code", "shared_code"])
-def test_other_code_is_refused_and_named(code, interrupted, text_file, monkeypatch, capsys):
+def test_resuming_with_other_code_is_refused_with_the_difference(code, interrupted, text_file, monkeypatch, capsys):
     began = read_log(interrupted / "log.csv")[code][0]
     monkeypatch.setattr(sys.modules["training.record"], code, lambda *_: "0badc0de")
-    said = refused(interrupted, text_file, capsys)
-    assert f"{'shared code' if code == 'shared_code' else 'code of the rung'} {began}, here 0badc0de" in said
+    printed = refused(interrupted, text_file, capsys)
+    assert f"{'shared code' if code == 'shared_code' else 'code of the rung'} {began}, here 0badc0de" in printed
 
 
-class Bomb:
+class RunsCode:
     def __reduce__(self):
-        return Path.touch, (Path("went_off"),)
+        return Path.touch, (Path("code_ran"),)
 
 
-def test_a_broken_or_hostile_checkpoint_is_refused(interrupted, text_file, monkeypatch, capsys):
+def test_a_broken_or_malicious_checkpoint_is_refused(interrupted, text_file, monkeypatch, capsys):
     monkeypatch.chdir(interrupted)
     path = checkpoint(interrupted)
     content, whole = load_checkpoint(path), path.read_bytes()
     nan = {"weights": {"w": torch.tensor(float("nan"))}}
-    for odd in (nan, {"seconds": float("nan")}, {"step": 99}, {"metadata": {}}, {"metadata": Bomb()}, None):
+    for odd in (nan, {"seconds": float("nan")}, {"step": 99}, {"metadata": {}}, {"metadata": RunsCode()}, None):
         if odd is None:
             path.write_bytes(whole[: len(whole) // 2])
         else:
             torch.save(content | odd, path)
         assert "not a checkpoint" in refused(interrupted, text_file, capsys), odd
-    assert not Path("went_off").exists()
+    assert not Path("code_ran").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the limit on a file's size is POSIX'")
-def test_a_full_disk_leaves_the_checkpoint_before(undisturbed, tmp_path, text_file, capsys):
+def test_a_full_disk_keeps_the_last_checkpoint(uninterrupted, tmp_path, text_file, capsys):
     """There is room for rows of the log, but for no checkpoint."""
     import resource
 
@@ -358,14 +360,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(undisturbed, tmp_path, text_fi
     try:
         with at_step(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))):
             stop_at(9, tmp_path, text_file)
-        assert "stopped after step 10 of 12, not saved" in (said := capsys.readouterr().err)
-        assert "WARNING: cannot write the checkpoint" in said
+        assert "stopped after step 10 of 12, not saved" in (printed := capsys.readouterr().err)
+        assert "WARNING: cannot write the checkpoint" in printed
         assert load_checkpoint(checkpoint(tmp_path))["step"] == 4 and steps_logged(tmp_path) == [0, 4, 8]
-        assert stopped(tmp_path, text_file, "--resume") == 2  # trained to the end, and the model is not there
-        said = capsys.readouterr()
-        assert "error: cannot write the checkpoint" in said.err and "validation loss" in said.out
-        assert "model saved as" not in said.out and load_checkpoint(checkpoint(tmp_path))["step"] == 4
+        assert stopped(tmp_path, text_file, "--resume") == 2  # trained to the end, but the model is not saved
+        printed = capsys.readouterr()
+        assert "error: cannot write the checkpoint" in printed.err and "validation loss" in printed.out
+        assert "model saved as" not in printed.out and load_checkpoint(checkpoint(tmp_path))["step"] == 4
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    go(tmp_path, text_file, "--resume")
-    assert_same(tmp_path, undisturbed())
+    train_in(tmp_path, text_file, "--resume")
+    assert_same(tmp_path, uninterrupted())

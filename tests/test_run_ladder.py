@@ -1,4 +1,4 @@
-"""Many runs at once: what is trained, what is skipped, and what happens to the others when one fails."""
+"""Several runs at a time: what is trained, what is skipped, and what happens to the others when one fails."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from training.checkpoint import load_checkpoint
 
 
 def places(folder) -> list[str]:
-    """Flags that keep all that is written in `folder`."""
+    """Flags for runs on the CPU that write all their files to `folder`."""
     return ["--device", "cpu", "--loss-csv", str(folder / "log.csv"), "--runs-dir", str(folder / "runs")]
 
 
-def test_the_command_trains_what_it_is_told_and_what_fails_fails_alone(tmp_path, text_file, monkeypatch, capsys):
-    def edited(rung):  # a file that is broken meanwhile
+def test_the_command_trains_the_named_rungs_and_a_failure_stops_no_other_run(tmp_path, text_file, monkeypatch, capsys):
+    def edited(rung):  # the file of a rung has a syntax error by now
         return rung_module(rung) if rung != "post_norm" else compile("import", "post_norm.py", "exec")
 
     monkeypatch.setattr(run_ladder, "rung_module", edited)
@@ -39,9 +39,9 @@ def test_the_command_trains_what_it_is_told_and_what_fails_fails_alone(tmp_path,
     monkeypatch.setattr(sys, "argv", ["run_ladder.py", *words])
     with pytest.raises(SystemExit) as stop:
         run_ladder.main()
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert stop.value.code == 2
-    error = said.err.splitlines()[-1]
+    error = printed.err.splitlines()[-1]
     assert "post_norm failed: SyntaxError" in error
     for seed in (0, 1):
         assert f"bigram --steps 4 --block-size 999, seed {seed} failed: the corpus words.txt (" in error
@@ -51,9 +51,9 @@ def test_the_command_trains_what_it_is_told_and_what_fails_fails_alone(tmp_path,
     assert list(zip(final["rung"], final["flags"], final["seed"], strict=True)) == [
         (*each, seed) for each in there for seed in (0, 1)
     ]
-    assert "| `residual --steps 4 --n-layer 1` |" in said.out
+    assert "| `residual --steps 4 --n-layer 1` |" in printed.out
     assert (tmp_path / "curves.svg").read_text(encoding="utf-8").count("<path") > 20
-    assert "6 of 6 runs, " in said.err and "100%" in said.err
+    assert "6 of 6 runs, " in printed.err and "100%" in printed.err
     # a rung's own command, alone, gives the same losses
     alone = ["--steps", "4", "--seed", "1", "--corpus", str(text_file), *places(tmp_path / "alone")]
     run(bigram.LanguageModel, bigram.Config, alone)
@@ -61,12 +61,12 @@ def test_the_command_trains_what_it_is_told_and_what_fails_fails_alone(tmp_path,
     assert read_log(tmp_path / "alone" / "log.csv")["val_loss"].tolist() == theirs["val_loss"].tolist()
 
 
-def tiny(folder, text_file, **settings):
+def tiny_config(folder, text_file, **settings):
     there = {"corpus": str(text_file), "device": "cpu", "loss_csv": folder / "log.csv", "runs_dir": folder / "runs"}
     return config_of("bigram", sample_length=0, **there, **settings)
 
 
-def test_a_run_that_breaks_or_whose_process_dies_is_no_others(tmp_path, text_file):
+def test_a_run_that_fails_or_is_killed_does_not_affect_others(tmp_path, text_file):
     results, shares = {}, {}
 
     def progress(run, share):
@@ -76,9 +76,9 @@ def test_a_run_that_breaks_or_whose_process_dies_is_no_others(tmp_path, text_fil
             process.kill()
 
     steps = (4, 6000, 4)  # so that the second is still training when it is killed
-    configs = [tiny(tmp_path, text_file, seed=s, steps=n, eval_interval=n // 2) for s, n in enumerate(steps)]
+    configs = [tiny_config(tmp_path, text_file, seed=s, steps=n, eval_interval=n // 2) for s, n in enumerate(steps)]
     runs = [Run("bigram", config) for config in configs]
-    runs.append(Run("residual", tiny(tmp_path, text_file, seed=3)))  # whose settings are another rung's
+    runs.append(Run("residual", tiny_config(tmp_path, text_file, seed=3)))  # with settings of another rung
     train_all(runs, 1, progress, lambda run, result: results.update({run.config.seed: result}))
     assert "its process was ended from outside" in results[1].error
     assert "AttributeError" in results[3].error and results[0].error == results[2].error == ""
@@ -89,8 +89,8 @@ def test_a_run_that_breaks_or_whose_process_dies_is_no_others(tmp_path, text_fil
 
 
 @pytest.mark.skipif(os.name == "nt" or os.cpu_count() == 1, reason="no Ctrl-C to a process alone, or one run at a time")
-def test_what_is_stopped_is_saved_and_resumed(tmp_path, text_file, usual_signals):
-    """A kill reaches the first process alone, which passes nothing on; Ctrl-C every process of a terminal."""
+def test_stopped_runs_are_saved_and_resumed(tmp_path, text_file, default_signals):
+    """SIGKILL reaches the first process alone, which cannot pass it on. Ctrl-C reaches every process of a terminal."""
     command = [sys.executable, str(ROOT / "helper_scripts" / "run_ladder.py"), "bigram", "--seeds", "2"]
     command += ["--steps", "3000000", "--corpus", str(text_file), *places(tmp_path), "--out", str(tmp_path / "a.svg")]
 
@@ -119,35 +119,35 @@ def test_what_is_stopped_is_saved_and_resumed(tmp_path, text_file, usual_signals
     _, error, status = start_and_stop(lambda pid: os.kill(pid, signal.SIGKILL), 0)
     assert status == -signal.SIGKILL and "Traceback" not in error
     first = saved()
-    assert len(first) == 2 and any(step % bigram.Config().eval_interval for step in first)  # not evaluations alone
-    said, error, status = start_and_stop(lambda pid: os.killpg(pid, signal.SIGINT), max(first))
-    assert "2 of 2 runs were stopped before; resuming them" in said
+    assert len(first) == 2 and any(step % bigram.Config().eval_interval for step in first)  # not only at evaluations
+    printed, error, status = start_and_stop(lambda pid: os.killpg(pid, signal.SIGINT), max(first))
+    assert "2 of 2 runs were stopped before; resuming them" in printed
     assert status == 130 and "Traceback" not in error
     assert [later > earlier for later, earlier in zip(saved(), first, strict=True)] == [True, True]
     assert len(logged()) == 2  # the runs kept their names
 
 
-# What is in the log already
+# Runs that are in the log
 
 
 @pytest.fixture
 def left_to_do(tmp_path, text_file):
-    """A log with a run of bigram, its corpus, and what the command would do about that run in some circumstances."""
+    """A log with a run of bigram, its corpus, and a function for the runs that the command would still train."""
     flags = ["--steps", "2", "--sample-length", "0", "--corpus", str(text_file), *places(tmp_path)]
     run(bigram.LanguageModel, bigram.Config, flags)
     rows, corpus = read_log(tmp_path / "log.csv"), load_corpus(str(text_file))
 
     def left(rows=rows, corpus=corpus, again=False, **settings) -> list[Run]:
-        config = tiny(tmp_path, text_file, **{"steps": 2, **settings})
+        config = tiny_config(tmp_path, text_file, **{"steps": 2, **settings})
         return run_ladder.left_to_do([("bigram", config)], rows, corpus, run_ladder.Options(again=again, device="cpu"))
 
     return rows, corpus, left
 
 
-def test_a_run_that_the_log_has_is_not_trained_again(left_to_do):
+def test_a_run_in_the_log_is_not_trained_again(left_to_do):
     rows, corpus, left = left_to_do
     assert not left(rows)
-    assert not left(rows, eval_interval=1)  # which changes nothing about the result
+    assert not left(rows, eval_interval=1)  # this does not change the result
     assert not left(rows, precision="fp32") and left(rows, precision="bf16")
     assert left(None) and left(rows, again=True)
     for settings in ({"seed": 1}, {"steps": 3}, {"learning_rate": 1.0}, {"holdout": True}):
@@ -158,7 +158,7 @@ def test_a_run_that_the_log_has_is_not_trained_again(left_to_do):
         assert left(rows.assign(**{column: "another"}))
 
 
-def test_a_stopped_run_is_resumed_by_the_code_that_began_it_alone(left_to_do, tmp_path):
+def test_a_stopped_run_is_resumed_only_with_the_same_code(left_to_do, tmp_path):
     left = left_to_do[-1]
     (file,) = (tmp_path / "runs").glob("*.pt")
     content = torch.load(file, weights_only=True)
@@ -180,7 +180,7 @@ def test_a_stopped_run_is_resumed_by_the_code_that_began_it_alone(left_to_do, tm
         (["bigram", "--out", "x.xyz"], "does not end in a kind of picture"),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_anything_is(args, words, tmp_path, command):
+def test_wrong_arguments_are_a_one_line_error_before_any_training(args, words, tmp_path, command):
     assert words in command(run_ladder, *args, *places(tmp_path), fails=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -198,6 +198,6 @@ def test_a_preset_has_its_rungs_and_seeds_are_a_number_or_a_list():
     assert {(config.block_size, config.holdout) for config in own.values()} == {(8, False)}
     assert {(config.n_embd, config.steps, config.holdout) for config in laptop.values()} == {(128, 1000, True)}
     ((_, one),) = configs_of("rotary --n-layer 2 --steps 7", preset="laptop")
-    assert (one.n_embd, one.n_layer, one.steps) == (128, 2, 7)  # what is typed goes over it
+    assert (one.n_embd, one.n_layer, one.steps) == (128, 2, 7)  # flags override the preset
     assert [config.seed for _, config in configs_of("bigram", seeds=(3,))] == [0, 1, 2]
     assert [config.seed for _, config in configs_of("bigram", seeds=(7, 3, 7))] == [7, 3]

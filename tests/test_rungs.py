@@ -1,4 +1,4 @@
-"""What holds for every rung on the ladder, a new one included."""
+"""What is true of every rung on the ladder, a new one included."""
 
 import math
 
@@ -12,7 +12,7 @@ VOCAB = 65
 
 
 def make(rung, config, moved=False):
-    """A model as it starts; moved, as it might be after some training, when no weight is zero any more."""
+    """An untrained model; if moved, its weights are changed at random, as if trained, so that none is zero."""
     torch.manual_seed(0)
     model = rung.LanguageModel(VOCAB, config)
     if moved:
@@ -42,11 +42,11 @@ def test_the_loss_starts_near_that_of_a_uniform_guess(rung):
     with torch.no_grad():
         logits = model(random_ids(rows, config.block_size))
     loss = F.cross_entropy(logits.flatten(0, 1), random_ids(rows * config.block_size).roll(1)).item()
-    # no guess beats it on noise; torch's own initial weights, which rungs 2 to 7 keep, begin a little too sure
+    # on random characters a uniform guess is best; torch's initial weights, in rungs 2 to 7, are a little too confident
     assert math.log(VOCAB) - 0.01 < loss < math.log(VOCAB) + 0.6
 
 
-def test_no_logit_changes_when_a_later_character_does(rung, small):
+def test_logits_do_not_depend_on_later_characters(rung, small):
     model = make(rung, small(rung), moved=True)
     idx = random_ids(2, 8)
     before = model(idx)
@@ -56,7 +56,7 @@ def test_no_logit_changes_when_a_later_character_does(rung, small):
         after = model(changed)
         assert torch.allclose(after[:, :position], before[:, :position], atol=1e-5)
         assert not torch.allclose(after[:, position], before[:, position], atol=1e-3)
-        if position < 7:  # a bigram alone takes no account of what came before
+        if position < 7:  # only a bigram ignores earlier characters
             is_bigram = rung.__name__ == "bigram"
             assert torch.allclose(after[:, position + 1 :], before[:, position + 1 :], atol=1e-3) == is_bigram
 
@@ -71,7 +71,7 @@ def test_every_parameter_gets_a_gradient_and_is_trained_by_one_optimizer(rung, s
     assert sorted(trained) == sorted(id(parameter) for parameter in model.parameters())
 
 
-def test_rung_8_has_the_size_it_claims():
+def test_rung_8_has_about_10_8_million_parameters():
     with torch.device("meta"):
         model = gpt.LanguageModel(VOCAB, gpt.Config())
     assert 10.7e6 < sum(parameter.numel() for parameter in model.parameters()) < 10.9e6

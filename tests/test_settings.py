@@ -1,4 +1,4 @@
-"""From the command line to a Config and back, and from what cannot be to one line."""
+"""Flags are read as a Config and back; wrong settings are a one-line error."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from training.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_flag_changes_a_preset_in_itself_alone(preset):
+def test_a_flag_changes_its_own_setting_of_a_preset_alone(preset):
     plain = parse(gpt.Config, "", ["--preset", preset])
     assert {name: getattr(plain, name) for name in PRESETS[preset]} == PRESETS[preset]
     rest = settings(ScaledConfig()).keys() - PRESETS[preset].keys()
@@ -64,8 +64,8 @@ def test_help_has_a_line_for_every_flag_with_its_default(capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         run(gpt.LanguageModel, gpt.Config, ["--help"])
     assert not stop.value.code
-    said = capsys.readouterr().out
-    options = " ".join(re.sub("[│╭╰─╮╯]", " ", said).split())
+    printed = capsys.readouterr().out
+    options = " ".join(re.sub("[│╭╰─╮╯]", " ", printed).split())
     assert gpt.__doc__.partition("\n")[0] in options
     for field in dataclasses.fields(gpt.Config):
         flag = "--" + field.name.replace("_", "-")
@@ -96,7 +96,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("case", BAD, ids=lambda case: " ".join(case[:-1]))
-def test_what_cannot_be_ends_in_one_line_and_writes_nothing(case, tmp_path, text_file, capsys):
+def test_wrong_settings_are_a_one_line_error_and_write_nothing(case, tmp_path, text_file, capsys):
     for name, raw in {"EMPTY": b"", "OTHER": b"a,b\n1,2\n"}.items():
         (tmp_path / name).write_bytes(raw)
     (tmp_path / "FOLDER").mkdir()
@@ -106,16 +106,16 @@ def test_what_cannot_be_ends_in_one_line_and_writes_nothing(case, tmp_path, text
     with pytest.raises(SystemExit) as stop:
         run(gpt.LanguageModel, gpt.Config, ["--corpus", str(text_file), "--device", "cpu", *places, *flags])
     assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("error: ") and said.err.count("\n") == 1
-    assert words in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
+    assert words in printed.err
     left = [path for path in tmp_path.iterdir() if path.suffix != ".lock" and path != tmp_path / "runs"]
     assert sorted(left) == before and not list(tmp_path.glob("runs/*"))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no pseudo-terminals")
-def test_a_wrong_flag_is_named_in_one_plain_line_on_a_terminal():
+def test_a_wrong_flag_is_a_one_line_error_without_colour_on_a_terminal():
     import pty
 
     ours, theirs = pty.openpty()
@@ -123,20 +123,20 @@ def test_a_wrong_flag_is_named_in_one_plain_line_on_a_terminal():
     command = [sys.executable, str(ROOT / "bigram.py"), "--learning-rat", "3"]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
         os.close(theirs)
-        said = b""
-        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        printed = b""
+        with contextlib.suppress(OSError):  # how Linux reports that the other end is closed
             while piece := os.read(ours, 4096):
-                said += piece
+                printed += piece
     os.close(ours)
     assert process.returncode == 2
-    text = said.decode("utf-8")
+    text = printed.decode("utf-8")
     assert text.startswith("error: Unrecognized options: --learning-rat") and text.endswith("lists the flags\r\n")
     assert text.count("\n") == 1 and text[:-2].isprintable() and not set(text) & set("│╭╰─╮╯")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has neither")
-def test_a_run_ends_well_whatever_its_output_can_show(tmp_path, text):
-    """In a locale that knows ASCII alone, with a name that is not ASCII, and with stdout closed, as by >&-."""
+def test_a_run_succeeds_in_an_ascii_locale_and_without_stdout(tmp_path, text):
+    """In an ASCII locale, with a file name that is not ASCII, and with stdout closed, as by >&-."""
     (tmp_path / "naïve.txt").write_text(text, encoding="utf-8")
     flags = ["--corpus", "naïve.txt", "--steps", "2", "--device", "cpu", "--loss-csv", "log.csv", "--runs-dir", "."]
     command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, str(ROOT / "bigram.py"), *flags]

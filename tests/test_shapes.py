@@ -16,9 +16,9 @@ from stages import pre_norm
 SIZES = ["--n-embd", "12", "--n-head", "2", "--n-layer", "3", "--block-size", "8", "--batch-size", "4"]
 
 
-def rows(said: str) -> list[tuple[str, list[list[int]], int]]:
-    """Of each module: its name, its shapes, and the parameters that its row has."""
-    lines = said.partition("Layer (type")[2].splitlines()[1:]
+def rows(printed: str) -> list[tuple[str, list[list[int]], int]]:
+    """For each module: its name, its shapes, and the parameters in its row."""
+    lines = printed.partition("Layer (type")[2].splitlines()[1:]
     found = []
     for line in lines:
         sizes = [[int(size) for size in each.split(",")] for each in re.findall(r"\[([\d, ]+)\]", line)]
@@ -27,10 +27,10 @@ def rows(said: str) -> list[tuple[str, list[list[int]], int]]:
     return found
 
 
-def test_the_first_block_is_shown_in_full_as_by_hand(text_file, command):
-    said = command(shapes, "modern", *SIZES, "--corpus", text_file, "--device", "cpu")
+def test_only_the_first_of_equal_blocks_is_shown_in_full(text_file, command):
+    printed = command(shapes, "modern", *SIZES, "--corpus", text_file, "--device", "cpu")
     V, x = load_corpus(str(text_file)).tokenizer.vocab_size, [4, 8, 12]
-    ours = rows(said)
+    ours = rows(printed)
     assert ours[:2] == [("LanguageModel", [[4, 8], [4, 8, V]], 0), ("token_embedding", [[4, 8], x], 12 * V)]
     assert ours[-1] == ("lm_head", [x, [4, 8, V]], 12 * V)
     for row in (
@@ -49,18 +49,18 @@ def test_the_first_block_is_shown_in_full_as_by_hand(text_file, command):
 
 
 @pytest.mark.parametrize("rung", ["multi_head", "gpt", "averaging", "distillation"])
-def test_the_parameters_add_up(rung, text_file, command):
+def test_the_parameters_add_up_to_the_total(rung, text_file, command):
     words = SIZES[: 2 if rung == "multi_head" else None]
-    said = command(shapes, rung, *words, "--corpus", text_file, "--device", "cpu")
+    printed = command(shapes, rung, *words, "--corpus", text_file, "--device", "cpu")
     sizes = {word[2:].replace("-", "_"): int(size) for word, size in zip(words[::2], words[1::2], strict=True)}
     module, vocab_size = rung_module(rung), load_corpus(str(text_file)).tokenizer.vocab_size
     total = sum(each.numel() for each in module.LanguageModel(vocab_size, module.Config(**sizes)).parameters())
-    assert sum(parameters for _, _, parameters in rows(said)) == total
-    assert f"{rung}: {total:,} parameters" in said
+    assert sum(parameters for _, _, parameters in rows(printed)) == total
+    assert f"{rung}: {total:,} parameters" in printed
 
 
 class OwnRung(nn.Module):
-    """Two blocks alike, and one with another size inside."""
+    """Two equal blocks, and one with another size inside."""
 
     def __init__(self, vocab_size, config):
         super().__init__()
@@ -80,10 +80,10 @@ def test_blocks_that_differ_are_shown_in_full(text_file, command, monkeypatch):
     assert ours == [0, 4 * V, 0, *first, sum(first), *last]
 
 
-def test_flags_are_the_rungs_own_in_quotes_or_not(text_file, command):
+def test_flags_of_the_rung_may_be_inside_or_outside_quotes(text_file, command):
     flags = ["--corpus", text_file, "--device", "cpu", "--seed", "3"]
-    said = command(shapes, "pre_norm", "--n-layer", "1", *flags)
-    assert said == command(shapes, "pre_norm --n-layer 1", *flags) != command(shapes, "pre_norm", *flags)
+    printed = command(shapes, "pre_norm", "--n-layer", "1", *flags)
+    assert printed == command(shapes, "pre_norm --n-layer 1", *flags) != command(shapes, "pre_norm", *flags)
     assert "there is no rung gelu; the ladder has bigram" in command(shapes, "gelu", fails=True)
     assert "--dropout" in command(shapes, "bigram", "--dropout", "0.1", fails=True)
     assert "--block-size" in command(shapes, "bigram", "--block-size", "9999", "--corpus", text_file, fails=True)

@@ -1,4 +1,4 @@
-"""The threads of a run on a CPU: how many it takes, and how they compute."""
+"""The threads of a run on a CPU: how many it uses, and that denormals are zero in each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from training import TrainConfig, run
 from training.config import changed_flags, config_hash
 from training.throughput import Throughput
 
-pytestmark = pytest.mark.usefixtures("usual_signals")
+pytestmark = pytest.mark.usefixtures("default_signals")
 
 SIZES = ["--n-embd", "12", "--n-layer", "1", "--n-head", "2", "--block-size", "8", "--batch-size", "4"]
 SECONDS = {  # of a step, by the number of threads
@@ -34,7 +34,7 @@ SECONDS = {  # of a step, by the number of threads
 
 @pytest.fixture
 def four_threads(monkeypatch):
-    """As on a machine with four cores, of which nothing has taken a number."""
+    """As on a machine with four cores, without OMP_NUM_THREADS."""
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(4)
@@ -44,7 +44,7 @@ def four_threads(monkeypatch):
 
 @pytest.fixture
 def timed(monkeypatch) -> list[int]:
-    """The numbers of threads that steps are timed with. They take as long as SECONDS says, by `timed.case`."""
+    """The numbers of threads that were tried. The time of a step is that in SECONDS, for `timed.case`."""
 
     class Timed(list):
         case = "alone"
@@ -60,7 +60,7 @@ def timed(monkeypatch) -> list[int]:
     return numbers
 
 
-def go(folder: Path, text_file: Path, *flags: str) -> None:
+def train_in(folder: Path, text_file: Path, *flags: str) -> None:
     places = ["--corpus", str(text_file), "--loss-csv", str(folder / "log.csv"), "--runs-dir", str(folder)]
     common = ["--steps", "3", "--sample-length", "1", "--device", "cpu", *SIZES, *places]
     run(gpt.LanguageModel, gpt.Config, [*common, *flags])
@@ -79,39 +79,41 @@ def logged(folder: Path) -> int:
         ("hardly a difference", [4, 2], 4),
     ],
 )
-def test_a_long_run_takes_the_fastest_number(case, tried, chosen, timed, four_threads, tmp_path, text_file, capsys):
+def test_a_long_run_uses_the_fastest_number_of_threads(
+    case, tried, chosen, timed, four_threads, tmp_path, text_file, capsys
+):
     timed.case = case
-    go(tmp_path, text_file)
+    train_in(tmp_path, text_file)
     assert (timed, logged(tmp_path), torch.get_num_threads()) == (tried, chosen, 4)
     assert f"fp32 on cpu ({chosen} thread{'s' * (chosen > 1)}), seed 0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("case", "named"), [("alone", ""), ("beside others", "--threads 1")])
-def test_the_command_of_minutes_names_threads_where_fewer_are_faster(
+def test_the_command_of_a_minutes_run_names_threads_if_fewer_are_faster(
     case, named, timed, four_threads, tmp_path, text_file, monkeypatch, capsys
 ):
     timed.case = case
     seconds = itertools.count()
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))  # one more each time that it is looked at
-    go(tmp_path, text_file, "--minutes", "10")
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))  # one second more at each call
+    train_in(tmp_path, text_file, "--minutes", "10")
     repeat = capsys.readouterr().out.partition("to repeat this run: ")[2].splitlines()[0]
     assert " ".join(re.findall(r"--threads \S+", repeat)) == named
 
 
-def test_what_is_given_is_kept(timed, four_threads, tmp_path, text_file, monkeypatch):
+def test_a_given_number_of_threads_is_kept(timed, four_threads, tmp_path, text_file, monkeypatch):
     timed.case = "beside others"
-    go(tmp_path, text_file, "--threads", "3")
+    train_in(tmp_path, text_file, "--threads", "3")
     assert (timed, logged(tmp_path), torch.get_num_threads()) == ([3], 3, 4)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    go(tmp_path, text_file)
+    train_in(tmp_path, text_file)
     assert (timed[1:], logged(tmp_path)) == ([4], 4)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    timed.factor = 1.0  # 15 seconds are not worth it
-    go(tmp_path, text_file)
+    timed.factor = 1.0  # a run of 15 seconds is too short to try
+    train_in(tmp_path, text_file)
     assert (timed[2:], logged(tmp_path)) == ([4], 4)
 
 
-def test_a_resumed_run_keeps_its_number(timed, four_threads, tmp_path, text_file, monkeypatch, capsys):
+def test_a_resumed_run_keeps_its_number_of_threads(timed, four_threads, tmp_path, text_file, monkeypatch, capsys):
     batch = Corpus.batch
 
     def interrupted(corpus, seed, step, *sizes):
@@ -122,16 +124,16 @@ def test_a_resumed_run_keeps_its_number(timed, four_threads, tmp_path, text_file
     timed.case = "beside one other"
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(Corpus, "batch", interrupted)
-        go(tmp_path, text_file)
+        train_in(tmp_path, text_file)
     timed.case = "alone"
     capsys.readouterr()
-    go(tmp_path, text_file, "--resume")
-    said = capsys.readouterr()
-    assert "on cpu (2 threads)" in said.out and "WARNING" not in said.err
+    train_in(tmp_path, text_file, "--resume")
+    printed = capsys.readouterr()
+    assert "on cpu (2 threads)" in printed.out and "WARNING" not in printed.err
     assert (timed, logged(tmp_path)) == ([4, 2, 1, 2], 2)
 
 
-def test_the_number_is_no_setting_of_the_result():
+def test_the_number_of_threads_does_not_change_the_config_hash():
     assert TrainConfig(threads=3) != TrainConfig()
     assert config_hash(TrainConfig(threads=3)) == config_hash(TrainConfig()) and not changed_flags(
         TrainConfig(threads=3)
@@ -145,7 +147,7 @@ from training.device import choose_device
 if sys.argv[1] == "a run":
     choose_device("cpu")
 assert torch.get_num_threads() == 2
-product = torch.full((1 << 22,), 1e-30) * 1e-10  # in two threads, a half of it each
+product = torch.full((1 << 22,), 1e-30) * 1e-10  # each of two threads computes a half
 bits = product.view(torch.int32)  # a comparison of floats would take denormals as zero, too
 print(*[int(half.count_nonzero()) for half in bits.chunk(2)])
 """

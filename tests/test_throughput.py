@@ -1,4 +1,4 @@
-"""Planning a run: how fast it goes, the steps and the dropout for given minutes, what is told of its length."""
+"""Planning a run: its speed, the steps and the dropout for given minutes, the message about its length."""
 
 import math
 import os
@@ -35,7 +35,7 @@ def flags(folder, text_file) -> list[str]:
     return [*places, "--sample-length", "1", "--device", "cpu"]
 
 
-def test_a_plan_for_ten_minutes_by_hand(corpus):
+def test_a_plan_for_ten_minutes_matches_one_by_hand(corpus):
     throughput = Throughput(step=1.0, evaluation=20.0, sample=10.0)
     plan = rough_plan(TrainConfig(eval_interval=250, warmup_steps=50, schedule="linear"), throughput, 600, corpus)
     assert (plan.steps, plan.warmup_steps, plan.eval_interval) == (550, 27, 250)  # a 20th of the steps to warm up
@@ -51,8 +51,8 @@ def test_a_plan_for_ten_minutes_by_hand(corpus):
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 @pytest.mark.parametrize("warmup_steps", [0, 7, 200])
 @pytest.mark.parametrize("speed", [0.5, 1.0, 1.6, 10.0, 1000.0])
-def test_the_beginning_is_that_of_the_run_that_is_settled(schedule, warmup_steps, speed, corpus):
-    """Whether steps are faster or slower than planned, or so slow that there is no time left."""
+def test_the_beginning_is_that_of_the_settled_run(schedule, warmup_steps, speed, corpus):
+    """Steps may be faster or slower than planned, or so slow that no time is left."""
     config = gpt.Config(schedule=schedule, warmup_steps=warmup_steps, eval_interval=10)
     plan = rough_plan(config, Throughput(1.0, 1.0, 1.0), 600, corpus)
     done = beginning(plan)
@@ -65,13 +65,13 @@ def test_the_beginning_is_that_of_the_run_that_is_settled(schedule, warmup_steps
     assert [learning_rate(step, again) for step in range(100)] == [learning_rate(step, settled) for step in range(100)]
 
 
-def test_too_little_time_is_said(corpus):
-    with pytest.raises(UserError, match=r"--minutes 0\.5 leaves no time.* 49 s here"):  # 3 s have gone before
+def test_too_little_time_is_an_error(corpus):
+    with pytest.raises(UserError, match=r"--minutes 0\.5 leaves no time.* 49 s here"):  # 3 s have passed before
         rough_plan(TrainConfig(minutes=0.5), Throughput(step=1, evaluation=20, sample=5), 27, corpus)
 
 
 @pytest.mark.parametrize("rung", [gpt, modern], ids=rung_id)
-def test_measuring_changes_nothing_of_what_follows(rung, corpus, small):
+def test_measuring_does_not_change_training(rung, corpus, small):
     config = small(rung, steps=3, dropout=0.3)
 
     def trained(measured: bool) -> list[torch.Tensor]:
@@ -88,7 +88,7 @@ def test_measuring_changes_nothing_of_what_follows(rung, corpus, small):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The seconds by a clock that goes by 10 a step and by 30 a split that is evaluated. A trial says 20 and 100."""
+    """The seconds of a clock: 10 for a step, 30 for evaluating a split. The trial before a run measures 20 and 100."""
     now, batch, evaluate = [0.0], Corpus.batch, summed_loss
 
     def takes(seconds: float, call):
@@ -110,7 +110,7 @@ SAME = ["step", "steps", "train_loss", "val_loss", "tokens", "flags", "config"]
 
 
 def in_another_process(command: str, folder) -> pd.DataFrame:
-    """The rows that a command, as it is printed, adds to the log in `folder`; this process's are taken away."""
+    """Runs a printed command; returns its rows of the log in `folder`. Rows of this process are moved away first."""
     (folder / "log.csv").rename(folder / "first.csv")
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     words = [sys.executable, *shlex.split(command)[1:]]
@@ -119,23 +119,23 @@ def in_another_process(command: str, folder) -> pd.DataFrame:
     return read_log(folder / "log.csv")
 
 
-def test_a_run_of_minutes_takes_them_and_its_command_repeats_it_exactly(tmp_path, text_file, clock, capsys):
+def test_a_run_takes_its_minutes_and_the_printed_command_repeats_it_exactly(tmp_path, text_file, clock, capsys):
     run(gpt.LanguageModel, gpt.Config, [*flags(tmp_path, text_file), *SIZES, "--minutes", "100"])
-    said = capsys.readouterr().out
-    assert 0.95 * 6000 < clock[0] <= 6000  # though the steps went twice as fast as in the trial
-    assert "the machine was" not in said
-    command = re.search("to repeat this run: (.*)", said)[1]
+    printed = capsys.readouterr().out
+    assert 0.95 * 6000 < clock[0] <= 6000  # although the steps were twice as fast as in the trial
+    assert "the machine was" not in printed
+    command = re.search("to repeat this run: (.*)", printed)[1]
     config = parse(gpt.Config, "", shlex.split(command)[2:])
     assert (config.minutes, config.warmup_steps) == (0.0, 14)  # 290 steps were planned
     assert config.steps == (6000 - 2 * 60) // 10 and "--threads" not in command
     rows, again = read_log(tmp_path / "log.csv"), in_another_process(command, tmp_path)
     assert again[SAME].values.tolist() == rows[SAME].values.tolist()
     assert rows["step"].tolist() == [0, config.steps] and config_hash(config) == rows["config"][0]
-    assert rows["val_loss"][0] - rows["val_loss"][1] > 0.5  # there was something to get wrong
+    assert rows["val_loss"][0] - rows["val_loss"][1] > 0.5  # the model has learned
 
 
-@pytest.mark.usefixtures("usual_signals")
-def test_a_run_stopped_before_its_steps_are_settled_is_saved_and_goes_on(
+@pytest.mark.usefixtures("default_signals")
+def test_a_run_stopped_before_its_steps_are_settled_is_saved_and_resumed(
     tmp_path, text_file, clock, monkeypatch, capsys
 ):
     batch = Corpus.batch
@@ -148,15 +148,15 @@ def test_a_run_stopped_before_its_steps_are_settled_is_saved_and_goes_on(
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(Corpus, "batch", interrupted)
         run(gpt.LanguageModel, gpt.Config, [*flags(tmp_path, text_file), *SIZES, "--minutes", "100"])
-    said = capsys.readouterr()
-    (line,) = [line for line in said.err.splitlines() if "to go on" in line]
+    printed = capsys.readouterr()
+    (line,) = [line for line in printed.err.splitlines() if "to go on" in line]
     assert "stopped after step 6 of 588, saved; to go on: " in line  # in the warm-up, which has 14
     resumed = in_another_process(line.partition("to go on: ")[2], tmp_path)
-    alone = in_another_process(re.search("to repeat this run: (.*)", said.out)[1], tmp_path)
+    alone = in_another_process(re.search("to repeat this run: (.*)", printed.out)[1], tmp_path)
     assert resumed[SAME].values.tolist() == alone[SAME].values.tolist()
 
 
-def test_modern_is_smaller_where_minutes_are_few(corpus):
+def test_modern_is_smaller_for_few_minutes(corpus):
     config = modern.Config(minutes=2, seed=3)
     (smallest, few), (small, many), (own, _) = sizes(config)
     assert own is config and (small.seed, small.minutes) == (3, 2)
@@ -164,7 +164,7 @@ def test_modern_is_smaller_where_minutes_are_few(corpus):
     assert replace(small, n_layer=4) == smallest and few < many
     for other in (gpt.Config(minutes=2), modern.Config(), modern.Config(minutes=2, n_embd=96)):
         assert sizes(other) == [(other, math.inf)]  # another rung, no minutes, or a size that was typed
-    steps = many * len(corpus.train) / (8 * 256)  # of so many epochs
+    steps = many * len(corpus.train) / (8 * 256)  # in so many epochs
     assert is_large_enough(small, Throughput(120 / steps * 1.01, 1, 1), corpus, many)
     assert not is_large_enough(small, Throughput(120 / steps * 0.99, 1, 1), corpus, many)
 
@@ -181,7 +181,7 @@ def test_a_run_of_few_minutes_trains_the_first_size_that_is_large_enough(tmp_pat
     assert config_hash(config) == rows["config"].iloc[-1] and rows["step"].iloc[-1] == config.steps
 
 
-def test_dropout_goes_by_epochs(corpus):
+def test_dropout_depends_on_the_number_of_epochs(corpus):
     def chosen(epochs: float, **given) -> float:
         config = gpt.Config(steps=-(-int(epochs * len(corpus.train)) // (8 * 256)), **given)
         return with_dropout_for_its_epochs(config, corpus).dropout
@@ -192,13 +192,13 @@ def test_dropout_goes_by_epochs(corpus):
     assert with_dropout_for_its_epochs(without, corpus) == without
 
 
-def test_a_long_run_says_so_and_how_to_have_it_shorter(capsys):
-    def told(seconds: float, **state) -> str:
+def test_a_long_run_prints_its_length_and_how_to_shorten_it(capsys):
+    def message(seconds: float, **state) -> str:
         start = SimpleNamespace(**{"step": 0, "evaluations": []} | state)
         console.say_how_long(TrainConfig(steps=1000), start, Throughput(seconds / 1000, 0.0, 0.0))
         return capsys.readouterr().out
 
-    assert "minutes" not in told(100)
-    assert "this will take about 50 minutes; for less, stop it and start again with --minutes 10" in told(3000)
-    assert "about 2.5 hours" in told(9000)
-    assert "about 25 minutes more\n" in told(3000, step=500, evaluations=[0])
+    assert "minutes" not in message(100)
+    assert "this will take about 50 minutes; for less, stop it and start again with --minutes 10" in message(3000)
+    assert "about 2.5 hours" in message(9000)
+    assert "about 25 minutes more\n" in message(3000, step=500, evaluations=[0])

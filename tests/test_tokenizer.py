@@ -11,17 +11,17 @@ from data import CharTokenizer, UserError
 
 @given(st.text(st.characters(), max_size=200))
 @example("a\ud800\udfff🎭\U0010ffff\0")  # lone surrogates are characters too
-def test_ids_are_ranks_among_the_sorted_distinct_characters_and_lead_back_to_the_text(text):
+def test_ids_are_ranks_of_the_sorted_characters_and_decode_to_the_text(text):
     tokenizer = CharTokenizer(text)
     alphabet = sorted(set(text))
     assert list(tokenizer.chars) == alphabet
     assert tokenizer.vocab_size == len(alphabet)
     assert tokenizer.encode(text).tolist() == [alphabet.index(character) for character in text]
-    assert CharTokenizer("".join(tokenizer.chars)).decode(tokenizer.encode(text)) == text  # all that a checkpoint keeps
+    assert CharTokenizer("".join(tokenizer.chars)).decode(tokenizer.encode(text)) == text  # from the alphabet alone
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])
-def test_pieces_make_no_difference(chunk, monkeypatch):
+def test_encoding_in_chunks_gives_the_same_ids(chunk, monkeypatch):
     text = "héllo wörld 🎭 to be" * 5
     whole = CharTokenizer(text).encode(text)
     monkeypatch.setattr(data.tokenizer, "CHUNK", chunk)

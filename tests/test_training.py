@@ -34,8 +34,8 @@ def flags(folder, text_file) -> list[str]:
     return [*places, "--sample-length", "1", "--device", "cpu"]
 
 
-@pytest.mark.parametrize("n", [9, 16, 100])  # a window exactly, two but for one, and many
-def test_the_exact_loss_is_the_sum_by_hand(n, corpus, small, monkeypatch):
+@pytest.mark.parametrize("n", [9, 16, 100])  # one window exactly, two less a character, and many
+def test_the_exact_loss_equals_a_sum_by_hand(n, corpus, small, monkeypatch):
     model = pre_norm.LanguageModel(corpus.tokenizer.vocab_size, small(pre_norm))
     ids, block_size = corpus.val[:n], 8
     total = 0.0
@@ -49,7 +49,7 @@ def test_the_exact_loss_is_the_sum_by_hand(n, corpus, small, monkeypatch):
 
 
 def watch(monkeypatch, see) -> set:
-    """What `see` tells of each forward pass of gpt.py, from whether the model is training, its input and its logits."""
+    """Collects `see(training, idx, logits)` for each forward pass of gpt.py."""
     seen, forward = set(), gpt.LanguageModel.forward
 
     def watched(model, idx):
@@ -70,7 +70,7 @@ def test_bf16_trains_in_bf16_and_evaluates_in_fp32(corpus, small, monkeypatch):
     assert last.train_loss == exact_loss(model, corpus.train[: len(corpus.val) // 4], 8)
 
 
-def test_evaluating_changes_nothing(corpus, small):
+def test_evaluating_does_not_change_training(corpus, small):
     config = small(gpt, steps=12, dropout=0.3)
     (_, evaluations), (_, others) = (trained(gpt, corpus, replace(config, eval_interval=n)) for n in (5, 99))
     assert [evaluation.step for evaluation in evaluations] == [0, 5, 10, 12]
@@ -78,7 +78,7 @@ def test_evaluating_changes_nothing(corpus, small):
     assert evaluations[-1].val_loss == others[-1].val_loss
 
 
-def test_the_loop_is_adamw_on_the_batches_in_order(corpus, small):
+def test_the_loop_equals_plain_adamw_on_the_same_batches(corpus, small):
     shape = {"learning_rate": 1e-2, "schedule": "linear", "weight_decay": 0.5, "beta2": 0.9, "sampling": "epoch"}
     config = small(self_attention, steps=5, **shape)
     model, _ = trained(self_attention, corpus, config)
@@ -101,7 +101,7 @@ def test_the_loop_is_adamw_on_the_batches_in_order(corpus, small):
 
 
 @pytest.mark.parametrize("rung", [gpt, modern], ids=["gpt", "modern"])
-def test_only_the_weights_of_linear_layers_decay(rung, small):
+def test_only_weights_of_linear_layers_have_weight_decay(rung, small):
     """With gradients of zero, whatever the optimizer, an update is the decay: a factor of 1 - 0.5 * 0.2."""
     config = small(rung, weight_decay=0.2)
     model = rung.LanguageModel(65, config)
@@ -115,18 +115,18 @@ def test_only_the_weights_of_linear_layers_decay(rung, small):
         torch.testing.assert_close(parameter.detach(), before[name] * (0.9 if name in linear else 1), msg=name)
 
 
-def test_a_batch_in_parts_is_the_whole_batch(corpus, small, monkeypatch):
+def test_micro_batches_give_the_same_weights_as_the_whole_batch(corpus, small, monkeypatch):
     config = small(gpt, steps=5, batch_size=7)
     whole, _ = trained(gpt, corpus, config)
     seen = watch(monkeypatch, lambda training, idx, _: training and len(idx))
     monkeypatch.setattr("training.device.CPU_TOKENS_AT_ONCE", 3 * config.block_size)
     parts, _ = trained(gpt, corpus, config)
-    assert seen == {False, 3, 1}  # 7 sequences as 3, 3 and 1, each weighed by its length
+    assert seen == {False, 3, 1}  # 7 sequences as 3, 3 and 1, weighted by their numbers
     for one, two in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
-def test_the_learning_rate_rises_and_falls():
+def test_the_learning_rate_warms_up_and_falls():
     level = TrainConfig(steps=100, learning_rate=0.5)
     assert {learning_rate(step, level) for step in range(100)} == {0.5}
     shaped = TrainConfig(steps=100, learning_rate=1.0, warmup_steps=9, schedule="linear")
@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_a_run_before_the_update(corpus, small):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_a_run_that_diverges_says_so_and_is_logged(tmp_path, text_file, capsys):
+def test_a_run_that_diverges_prints_a_warning_and_is_logged(tmp_path, text_file, capsys):
     diverging = ["--learning-rate", "300", "--steps", "5"]
     run(feed_forward.LanguageModel, feed_forward.Config, [*flags(tmp_path, text_file), *diverging])
     assert "WARNING: the run has diverged" in capsys.readouterr().err
@@ -191,7 +191,7 @@ def test_generated_text_follows_the_probabilities():
     assert frequencies(temperature=0) == frequencies(top_k=1) == [1, 0, 0]
 
 
-def test_the_hash_is_of_what_shapes_the_result(tmp_path):
+def test_the_config_hash_depends_on_settings_that_affect_the_result_alone(tmp_path):
     config = gpt.Config()
     free = {"seed": 9, "eval_interval": 7, "device": "cpu", "loss_csv": tmp_path, "prompt": "x", "precision": "fp32"}
     assert config_hash(replace(config, **free)) == config_hash(config)
@@ -199,7 +199,7 @@ def test_the_hash_is_of_what_shapes_the_result(tmp_path):
     assert len({config_hash(replace(config, **change)) for change in (*changes, {})}) == len(changes) + 1
 
 
-def test_devices_that_are_there_and_not(monkeypatch):
+def test_devices_are_chosen_and_missing_ones_are_an_error(monkeypatch):
     assert choose_device("cpu") == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -212,10 +212,10 @@ def test_devices_that_are_there_and_not(monkeypatch):
             choose_device(name)
 
 
-@pytest.mark.parametrize(("feature", "told"), [("avx512_f", "no"), ("amx_bf16", "amx"), ("bf16", "arm")])
-def test_large_models_use_native_bf16(feature, told, monkeypatch):
+@pytest.mark.parametrize(("feature", "native"), [("avx512_f", "no"), ("amx_bf16", "amx"), ("bf16", "arm")])
+def test_large_models_use_native_bf16(feature, native, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True, "cpu_name": "Some  CPU"})
-    assert choose_precision("auto", CPU, 10_000_000) == ("fp32" if told == "no" else "bf16")
+    assert choose_precision("auto", CPU, 10_000_000) == ("fp32" if native == "no" else "bf16")
     assert choose_precision("auto", CPU, 40_000) == "fp32"
     assert choose_precision("bf16", CPU, 40_000) == "bf16" and choose_precision("fp32", CPU, 10**7) == "fp32"
-    assert processor(CPU) == f"Some CPU, bf16: {told}"
+    assert processor(CPU) == f"Some CPU, bf16: {native}"
