@@ -106,6 +106,12 @@ def test_named_rungs_are_compared_with_the_first_and_others_are_left_out(log, co
     ]  # fmt: skip
 
 
+def test_a_precision_in_the_quotes_selects_runs_of_that_precision(log, command):
+    path = log(runs("residual", 2.0, 2.1, 2.2), runs("residual", 1.0, 1.2, precision="bf16"))
+    printed = command(compare, "residual", "residual --precision bf16", "--loss-csv", path)
+    assert "is better than residual: -0.9500" in printed and "n = 2 seeds" in printed  # (1.0 - 2.0 + 1.2 - 2.1) / 2
+
+
 @pytest.mark.parametrize("column", ["rung_code", "shared_code", "torch"])
 def test_a_rung_is_compared_before_and_after_a_change(column, log, command):
     path = log(

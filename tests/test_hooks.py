@@ -147,6 +147,8 @@ def test_run_ladder_trains_a_missing_teacher_first(tmp_path, text_file, command)
     printed = command(run_ladder, *words, "--out", tmp_path / "curves.svg")
     log = read_log(tmp_path / "log.csv")
     assert list(log["rung"].unique()) == ["modern", "distillation"] and log["run"].nunique() == 3
+    teachers = log[log["rung"] == "modern"]["flags"]
+    assert set(teachers) == {"--preset laptop --steps 4 --block-size 8 --n-embd 32 --n-layer 1"}  # as typed
     assert "| `distillation" in printed and "of 1 runs are in the log" not in printed
 
 

@@ -77,7 +77,7 @@ def test_a_damaged_log_is_an_error_and_stays_unchanged(log, damage, line):
     assert log.path.read_bytes() == before
 
 
-@pytest.mark.parametrize("value", ["lost", "nan"])
+@pytest.mark.parametrize("value", ["lost", "nan", "1_0.5"])
 def test_a_loss_that_is_not_a_number_is_an_error(log, value):
     change(log, lambda raw: raw.replace(b"1.25", value.encode(), 1))
     with pytest.raises(UserError, match=f"line 2 of .*'{value}' as its train_loss"):

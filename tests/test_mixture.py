@@ -196,6 +196,19 @@ def test_a_mixture_is_logged_as_its_own_row(folder, output, tmp_path):
     pd.testing.assert_frame_equal(load_results(selection).rows, ladder.rows)  # tables and plots do not change
 
 
+def test_a_mixture_of_an_unfinished_run_is_not_logged(folder, command, tmp_path):
+    content = torch.load(folder / "gpt1.pt", weights_only=True)
+    content["metadata"]["steps"] += 1
+    content["optimizers"] = []
+    torch.save(content, tmp_path / "stopped.pt")
+    models, flags = (
+        (folder / "gpt.pt", tmp_path / "stopped.pt"),
+        ("--device", "cpu", "--loss-csv", tmp_path / "log.csv"),
+    )
+    assert "unfinished run" in command(mixture, *models, *flags, fails=True)
+    assert not (tmp_path / "log.csv").exists()
+
+
 def test_models_with_different_contexts_are_evaluated_in_the_smallest(output):
     assert "in windows of 8," in output(mixture, ["gpt", "bigram"])
 

@@ -226,9 +226,9 @@ def test_both_value_lambdas_of_the_first_block_stay_equal(small, corpus):
 
 
 @pytest.fixture(scope="module")
-def losses():
+def losses(published_log):
     """The mean validation loss of a rung in the committed log after so many steps, by default at its end."""
-    own, laptop = load_results(Selection()), load_results(Selection(preset="laptop"))
+    own, laptop = load_results(Selection(published_log)), load_results(Selection(published_log, preset="laptop"))
 
     def mean(rung: str, step: int | None = None) -> float:
         results = own if RUNGS.index(rung) < RUNGS.index("gpt") else laptop
@@ -238,12 +238,12 @@ def losses():
     return mean
 
 
-def test_surprises_of_the_small_rungs_hold_in_the_log(losses):
+def test_surprises_of_the_small_rungs_hold_in_the_log(losses, published_log):
     drops = {b: losses(a) - losses(b) for a, b in itertools.pairwise(RUNGS[:7])}
     assert 0 < drops["self_attention"] < 0.1  # chapter 2
     assert max(drops, key=drops.get) == "multi_head"  # chapter 3
     labels = tuple(f"{rung} --learning-rate 0.01" for rung in ("residual", "post_norm", "pre_norm"))
-    residual, *others = map(load_results(Selection(holdout=True), labels).losses, labels)  # chapter 6
+    residual, *others = map(load_results(Selection(published_log, holdout=True), labels).losses, labels)  # chapter 6
     assert sorted(residual > 4) == [False, True] and all(other.max() < 2.2 for other in others)
     for rung in ("post_norm", "pre_norm"):  # "The experiment": both losses still fall, by more than they differ
         assert losses(rung, 4500) - losses(rung) > abs(losses("post_norm") - losses("pre_norm"))
@@ -252,6 +252,8 @@ def test_surprises_of_the_small_rungs_hold_in_the_log(losses):
 def test_surprises_of_the_large_rungs_hold_in_the_log(losses):
     assert losses("gpt", 300) > losses("pre_norm", 1000)  # chapter 8: after 307,200 and 256,000 characters
     assert abs(losses("previous_token") - losses("rotary")) < (losses("gpt") - losses("rotary")) / 2  # chapter 9
+    assert losses("swiglu", 300) > losses("qk_norm", 300)  # chapter 12
+    assert abs(losses("swiglu") - losses("qk_norm")) < 0.01
     assert losses("modern") < losses("value_residual")  # chapter 15
     gains = [losses("gpt", step) - losses("previous_token", step) for step in (200, 400, 600, 800, 1000)]
     assert gains[0] == max(gains) and 0.35 < gains[-1] / gains[0] < 0.65

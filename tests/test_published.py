@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
 
 import pytest
-from conftest import ROOT
+from conftest import staged
 
 from data import read_log
 from helper_scripts.ladder_table import mean_and_spread
 from helper_scripts.models import RUNGS
 from helper_scripts.results import Selection, load_results
 from helper_scripts.results_page import all_sections, page, readme_table
+from training.provenance import shared_code
 
 NUMBER = re.compile(r"(?<![\d.,])\d\.\d{3,4}(?!\d)")  # of three or four decimals, as losses have
 BY_HAND = ("README.md", "notes.md")  # pages whose numbers have to be in docs/results.md
@@ -24,23 +24,8 @@ NO_RESULTS = {  # numbers that are no results of this project
 }
 
 
-def staged(path: str) -> str:
-    """A file as git has it, staged or committed, so that a new run of one's own does not fail the tests."""
-    done = subprocess.run(["git", "show", f":{path}"], cwd=ROOT, capture_output=True, encoding="utf-8")
-    if done.returncode:
-        pytest.skip("not a git checkout")
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def log(tmp_path_factory):
-    path = tmp_path_factory.mktemp("published") / "log.csv"
-    path.write_text(staged("data/loss_gpt_pd.csv"), encoding="utf-8", newline="\n")
-    return path
-
-
-def test_results_and_readmes_table_match_what_the_command_writes(log):
-    sections = all_sections(log)
+def test_results_and_readmes_table_match_what_the_command_writes(published_log):
+    sections = all_sections(published_log)
     assert not sections[0].without_runs and not sections[1].without_runs  # every rung has a row
     assert page(sections) == staged("docs/results.md")
     assert f"<!-- ladder table: begin -->\n{readme_table(sections)}\n<!-- ladder table: end -->" in staged("README.md")
@@ -53,20 +38,22 @@ def test_numbers_written_by_hand_are_in_the_results(name):
     assert written and not set(written) - results - NO_RESULTS.keys()
 
 
-def test_losses_beside_commands_and_chapters_match_the_log(log):
+def test_losses_beside_commands_and_chapters_match_the_log(published_log):
     """README's comments on commands, and the headings in notes.md that have a loss, within their rounding."""
-    final = read_log(log).groupby("run").last()
+    final = read_log(published_log).groupby("run").last()
+    final = final[final["shared_code"] == shared_code()]
+    by_minutes = re.compile(r"(--preset quick )?--steps \d+( --(warmup-steps|n-layer|dropout) \S+)*")
     commands = re.findall(r"python (?:stages/)?(\w+)\.py( --[^#]*?)? +# [^\n]*?: (\d\.\d+)", staged("README.md"))
     assert commands
     for rung, flags, written in commands:
         if flags.startswith(" --minutes"):  # the minutes chose the steps
             fits = final["seconds"] < 60 * float(flags.split()[1])
-            losses = final[(final["rung"] == rung) & fits & final["flags"].str.contains("--steps")]["val_loss"]
+            losses = final[(final["rung"] == rung) & fits & final["flags"].str.fullmatch(by_minutes)]["val_loss"]
         else:
-            losses = load_results(Selection(log), (rung + flags,)).losses(rung + flags)
+            losses = load_results(Selection(published_log), (rung + flags,)).losses(rung + flags)
         digits = len(written.partition(".")[2])
         assert written in {f"{loss:.{digits}f}" for loss in (*losses, losses.mean())}, rung + flags
-    results = load_results(Selection(log))
+    results = load_results(Selection(published_log))
     for number, written in re.findall(r"^## (\d+)\. [^\n]*?: (\d\.\d+ ± \d\.\d+)$", staged("notes.md"), re.MULTILINE):
         assert mean_and_spread(results.losses(RUNGS[int(number) - 1])).startswith(
             "**{}** ± {} ".format(*written.split(" ± "))

@@ -273,8 +273,10 @@ def test_only_the_named_rungs_are_drawn(two_rungs, tmp_path, command):
 
 def test_each_selection_has_its_own_picture():
     selections = [{}, {"preset": "laptop"}, {"variants": True}, {"preset": "laptop", "variants": True, "holdout": True}]
+    selections += [{"corpus": "my text.txt (1a2b3c)"}]
     names = [plot_loss.picture_of(Selection(**each)).name for each in selections]
-    assert names[:2] == ["loss_curves.png", "loss_curves_laptop.png"] and len(set(names)) == 4
+    assert names[:2] == ["loss_curves.png", "loss_curves_laptop.png"] and len(set(names)) == 5
+    assert plot_loss.picture_of(Selection(corpus="tinyshakespeare")).name == names[0]
 
 
 # Models

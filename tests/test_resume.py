@@ -255,14 +255,17 @@ def test_two_processes_cannot_train_the_same_run(tmp_path, text_file, capsys):
 def test_a_run_resumed_elsewhere_keeps_its_precision_and_restores_a_lost_log(
     uninterrupted, interrupted, text_file, monkeypatch, capsys
 ):
-    monkeypatch.setattr(sys.modules["training.run"], "choose_precision", lambda *_: "bf16")
+    whole, asked = uninterrupted(), []
+    choose = lambda name, *_: asked.append(name) or ("bf16" if name == "auto" else name)  # noqa: E731
+    monkeypatch.setattr(sys.modules["training.run"], "choose_precision", choose)
     monkeypatch.setattr(sys.modules["training.record"], "processor", lambda device: "abacus")
     (interrupted / "log.csv").unlink()
     train_in(interrupted, text_file, "--resume")
     (warning,) = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert "this run began with processor" in warning and "goes on with abacus" in warning
+    assert asked == ["fp32"]  # so a device check checks the precision that the run goes on in
     assert set(read_log(interrupted / "log.csv")["precision"]) == {"fp32"}
-    assert_same(interrupted, uninterrupted())
+    assert_same(interrupted, whole)
 
 
 def test_the_same_command_does_not_replace_minutes_of_training(interrupted, text_file, monkeypatch, capsys):

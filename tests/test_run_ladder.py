@@ -177,6 +177,8 @@ def test_a_stopped_run_is_resumed_only_with_the_same_code(left_to_do, tmp_path):
         (["bigram", "--seeds", "0"], "there is nothing to train"),
         (["bigram", "--steps", "0"], "--steps is 0"),
         (["gpt", "bigram", "--preset", "laptop"], "bigram --preset laptop: "),
+        (["gpt --preset laptop"], "put them outside the quotes"),
+        (["--seeds", "5", "gpt"], "name the rungs before --seeds"),
         (["bigram", "--out", "x.xyz"], "does not end in a kind of picture"),
     ],
 )

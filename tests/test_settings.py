@@ -146,3 +146,14 @@ def test_a_run_succeeds_in_an_ascii_locale_and_without_stdout(tmp_path, text):
     )
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
     assert read_log(tmp_path / "log.csv")["corpus"].iloc[-1].startswith("naïve.txt (")
+
+
+def test_a_command_of_another_copy_of_the_project_does_not_use_this_ones_code(tmp_path, monkeypatch, capsys):
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "provenance.py").touch()
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "stages" / "residual.py")])
+    with pytest.raises(SystemExit) as stopped:
+        run(gpt.LanguageModel, gpt.Config, ["--steps", "1"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert str(ROOT) in error and f"in {tmp_path}, run pip install -e ." in error and error.count("\n") == 1
