@@ -21,7 +21,7 @@ LESSON = ("ShortConv", "Block.__init__", "Block.forward")  # what differs from v
 
 
 class Config(ScaledConfig):
-    """Rung 8's settings; at the laptop preset, another learning rate."""
+    """Rung 8's settings."""
 
     laptop_learning_rate = 1e-2  # the best of three on held-out text, from swiglu on
     small_for_minutes = True  # rung 8's size learns little in a few minutes

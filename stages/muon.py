@@ -24,7 +24,7 @@ LESSON = ("newton_schulz", "Muon", "LanguageModel.optimizers")  # what differs f
 
 
 class Config(ScaledConfig):
-    """Rung 8's settings; at the laptop preset, another learning rate."""
+    """Rung 8's settings."""
 
     laptop_learning_rate = 1e-2  # the best of three on held-out text, from swiglu on
 

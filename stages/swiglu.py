@@ -26,7 +26,7 @@ LESSON = (  # what differs from qk_norm.py
 
 
 class Config(ScaledConfig):
-    """Rung 8's settings; at the laptop preset, another learning rate."""
+    """Rung 8's settings."""
 
     laptop_learning_rate = 1e-2  # the best of three on held-out text, from swiglu on
 

@@ -21,7 +21,7 @@ LESSON = ("SelfAttention.__init__", "SelfAttention.forward", "Block.forward", "L
 
 
 class Config(ScaledConfig):
-    """Rung 8's settings; at the laptop preset, another learning rate."""
+    """Rung 8's settings."""
 
     laptop_learning_rate = 1e-2  # the best of three on held-out text, from swiglu on
 
