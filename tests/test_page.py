@@ -412,6 +412,9 @@ def test_characters_outside_the_alphabet_are_left_out(opened):
     assert tab.locator("#notice").inner_text() == ""
     tab.locator("#text").fill("to be or not " * 400)
     assert len(tab.locator("#text").input_value()) == 240
+    tab.locator("#text").evaluate("box => box.setSelectionRange(5, 5)")
+    tab.keyboard.type("abc")  # into the full text; the caret stays behind what is typed
+    assert tab.locator("#text").input_value()[:10] == "to be" + "abc" + " o"
     assert "Only the first 240 characters" in tab.locator("#notice").inner_text()
     tab.locator("#text").fill("")
     assert "Nothing comes before" in tab.locator("#guesses").inner_text()
