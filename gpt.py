@@ -4,11 +4,11 @@ What is new: the model of rung 7 with 250 times the parameters (6 layers, 6 head
 what that size needs. A model of this size can memorise a million characters, so in training dropout sets a random fifth
 of the embeddings and of each sub-layer's output to zero (Srivastava et al., 2014). Weights start with a standard
 deviation of 0.02, those of the 2L sub-layers' output layers sqrt(2L) times smaller, so that their sum does not grow
-with depth (Radford et al., 2019). Embeddings
-start larger, because smaller ones took longer to train; position embeddings start as sinusoids (Vaswani et al., 2017).
-The learning rate rises at first, then falls to zero, and AdamW decays the weights of the linear layers;
-training/presets.py has these settings. In generation, a cache keeps the keys and values of earlier characters, which do
-not change; recomputing them for every character would take a dozen times as long.
+with depth (Radford et al., 2019). Embeddings start larger, because smaller ones took longer to train; position
+embeddings start as sinusoids (Vaswani et al., 2017). The learning rate rises at first, then falls to zero, and AdamW
+decays the weights of the linear layers; training/presets.py has these settings. In generation, a cache keeps the keys
+and values of earlier characters, which do not change; recomputing them for every character would take a dozen times as
+long.
 
 In the curve: far below every rung before it. Steps are not comparable: a step here trains on 2,048 characters instead
 of 256, and takes about a hundred times as long.

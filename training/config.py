@@ -49,7 +49,7 @@ class TrainConfig:
     seed: int = 0  # of the initial weights, the batches and the sample
     batch_size: int = 32  # sequences in a batch
     block_size: int = 8  # characters of context
-    learning_rate: float = 3e-3  # the highest of the schedule
+    learning_rate: float = 3e-3  # with a schedule, its highest value
     weight_decay: float = 0.0  # of the linear layers' weights; 0, as the small rungs do not overfit
     beta2: float = 0.999  # AdamW's decay rate of the mean squared gradient
     warmup_steps: int = 0  # steps in which the learning rate rises from zero; at most a tenth of all steps
