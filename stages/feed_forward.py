@@ -2,7 +2,7 @@
 
 What is new: attention moves information between positions; then a small network, with four times as many channels
 inside, works on each position separately: communication, then computation. The two form a block. Blocks can be stacked,
-but there is only one here: many blocks make the loss worse, and the next rung shows what is missing.
+but there is only one here: more make the loss worse, and the next rung shows what is missing.
 
 In the curve: the loss falls a little more than half as much as at rung 3.
 """

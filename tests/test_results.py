@@ -202,14 +202,18 @@ def test_rungs_at_equal_parameters_differ_by_less_than_10_percent():
 def test_the_controls_match_figures_by_hand(log, command):
     """Depth alone costs 0.1, skips alone gain 0.1, and both together 0.3."""
     losses = dict.fromkeys((*controls.PARAMETERS, *controls.TIME), 1.5) | {"feed_forward": 2.2, "residual": 1.9}
-    losses |= {"feed_forward --n-layer 3": 2.3, "residual --n-layer 1": 2.1, "self_attention --steps 20000": 2.4}
+    losses |= {
+        "feed_forward --n-layer 3 --learning-rate 0.001": 2.3,
+        "residual --n-layer 1": 2.1,
+        "self_attention --steps 20000": 2.4,
+    }
     parts = (runs(label, loss, loss + 0.01, loss + 0.02 + 0.003 * (loss == 2.1)) for label, loss in losses.items())
     depth, skips, parameters, time = command(controls, "--loss-csv", log(*parts)).split(":\n\n")[1:]
     half = stats.t.ppf(0.975, 2) * np.std([0.1, 0.1, 0.097], ddof=1) / np.sqrt(3)
     changed = f"-0.099 ({-0.099 - half:+.3f} to {-0.099 + half:+.3f}, n = 3)"
     bits = f"{2.111 / math.log(2):.3f}"
     assert cells(depth)["residual --n-layer 1"][2:] == ["**2.111** ± 0.012 (n = 3)", bits, changed, "1"]
-    assert cells(skips)["feed_forward --n-layer 3"][4].startswith("+0.100 (")
+    assert cells(skips)["feed_forward --n-layer 3 --learning-rate 0.001"][4].startswith("+0.100 (")
     assert cells(skips)["residual"][4].startswith("-0.400 (")
     assert cells(parameters)["multi_head --n-embd 88"][4] == "+0.000 (+0.000 to +0.000, n = 3)"
     assert cells(time)["self_attention --steps 20000"][4].startswith("+0.900 (")
