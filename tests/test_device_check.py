@@ -94,6 +94,17 @@ def test_a_correct_device_passes_and_the_model_is_unchanged(rung, corpus, small)
         assert torch.equal(state, torch.get_rng_state()) and model.training
 
 
+def test_a_frozen_parameter_is_left_out_of_the_check(corpus, small):
+    config = small(pre_norm)
+    model = pre_norm.LanguageModel(corpus.tokenizer.vocab_size, config)
+    model.position_embedding.requires_grad_(False)
+    check_device(model, corpus, config, "fp32")
+    faulty = on_faulty_device(pre_norm, "softmax", scaled, corpus, config)
+    faulty.position_embedding.requires_grad_(False)
+    with pytest.raises(UserError, match="fails its check"):
+        check_device(faulty, corpus, config, "fp32")
+
+
 def test_attention_to_later_characters_in_the_runs_precision_is_found(corpus, small):
     """Attention in half precision under no_grad has had this error (pytorch/pytorch 195910). In fp32 it is correct."""
     config = small(gpt)

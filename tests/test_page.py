@@ -278,6 +278,9 @@ def test_without_a_checkpoint_there_is_no_page(log, tmp_path, command, shakespea
     path = log(runs("bigram", 2.5, corpus_sha256=shakespeare.sha256))
     printed = command(page, "--runs-dir", tmp_path, "--loss-csv", path, "--out", tmp_path / "page.html", fails=True)
     assert "no rung has both finished runs in the log and a checkpoint" in printed
+    path.write_bytes(path.read_bytes()[:-20])
+    printed = command(page, "--runs-dir", tmp_path, "--loss-csv", path, "--out", tmp_path / "page.html", fails=True)
+    assert "is incomplete" in printed  # and not that there are no runs
     assert not (tmp_path / "page.html").exists()
 
 

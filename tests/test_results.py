@@ -199,6 +199,13 @@ def test_rungs_at_equal_parameters_differ_by_less_than_10_percent():
     assert max(sizes) / min(sizes) < 1.1
 
 
+def test_losses_on_different_splits_are_not_subtracted(log):
+    labels = ("bigram", "bigram --holdout")
+    results = load_results(Selection(log(runs("bigram", 2.5, 2.6), runs("bigram --holdout", 2.0, 2.1))), labels)
+    table = ladder_table.markdown_table(results, ("rung", "change, and its 95% interval"))
+    assert table.splitlines()[2:] == ["| `bigram` |  |", "| `bigram --holdout` |  |"]
+
+
 def test_the_controls_match_figures_by_hand(log, command):
     """Depth alone costs 0.1, skips alone gain 0.1, and both together 0.3."""
     losses = dict.fromkeys((*controls.PARAMETERS, *controls.TIME), 1.5) | {"feed_forward": 2.2, "residual": 1.9}
