@@ -16,7 +16,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     By then it is on disk. Raises OSError where that fails; what was at `path` is then still there. Folders are made.
     """
     path = path.resolve()  # for a link, the file that it points to
-    temporary = path.with_name(f"{path.name}.tmp")  # of a killed process, it is replaced by the next
+    temporary = path.with_name(f"{path.name}.tmp")  # a killed process may leave it; the next write replaces it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

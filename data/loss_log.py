@@ -84,7 +84,7 @@ class LossLog:
         self._locked(write)
 
     def _locked(self, action=None) -> None:
-        """Open the file alone, look whether it is whole, and call `action` with it; leave no empty file behind."""
+        """Under the lock: open the file, refuse a damaged one, call `action` with it; leave no empty file behind."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.exists() and not self.path.is_file():

@@ -88,8 +88,7 @@ def files(trained: Trained, stock: Stock, checkpoint: dict) -> dict[str, bytes]:
 def character_tokenizer(tokenizer: CharTokenizer) -> dict:
     """`tokenizer` as the tokenizers library reads it: every character a word by itself, and nothing else done to it.
 
-    That library refuses a character without an id, as `tokenizer` does, since the word for unknown ones has none
-    either.
+    An unknown character is an error there too, because the unknown token has no id.
     """
     return {
         "version": "1.0",

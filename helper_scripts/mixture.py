@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from data import Corpus, LossLog, UserError, consecutive_windows, load_corpus
 from helper_scripts.models import Trained, load_models
+from helper_scripts.results import MIXTURE
 from training.cli import errors_in_one_line, parse
 from training.config import RUNS_DIR
 from training.device import choose_device, describe, processor
@@ -81,7 +82,7 @@ def main() -> None:
             print(f"loss {loss:.4f}, {size:,} parameters: {run}")
         print(f"loss {mixed:.4f}, {sum(sizes):,} parameters: mixture of {', '.join(runs)}")
         if options.loss_csv:
-            *_, train_loss = measure([each.model for each in trained], train_piece(corpus), block_size)
+            train_loss = exact_loss(Mixture([each.model for each in trained]).eval(), train_piece(corpus), block_size)
             LossLog(options.loss_csv).append(row(trained, device, train_loss, mixed))
 
 
@@ -95,8 +96,8 @@ def row(trained: Sequence[Trained], device: torch.device, train_loss: float, val
         return " ".join(dict.fromkeys(str(each[name]) for each in every))
 
     return {
-        "run": run_name("mixture", every[0]["seed"]),
-        "rung": "mixture",
+        "run": run_name(MIXTURE, every[0]["seed"]),
+        "rung": MIXTURE,
         "seed": every[0]["seed"],
         "step": steps,
         "steps": steps,

@@ -90,7 +90,12 @@ def rung_before(label: str, order: list[str]) -> str | None:
         after = join(after.rpartition(".")[2], flags)
         return after if after in order else None
     below = [other for other in order[: order.index(label)] if other.partition(" ")[2] == flags]
-    return next((other for other in reversed(below) if not _from_module(other.split()[0], "AFTER")), None)
+    return next((other for other in reversed(below) if not is_beside(other.split()[0])), None)
+
+
+def is_beside(rung: str) -> bool:
+    """Whether a rung stands beside the ladder: it names the rung that it is compared with."""
+    return _from_module(rung, "AFTER") is not None
 
 
 def _from_module(rung: str, name: str):
@@ -227,6 +232,9 @@ def find_checkpoint(runs_dir: Path, name: str) -> Path:
         if not files:
             raise UserError(f"there is no checkpoint{name and f' of {name}'} in {runs_dir}; train a rung first")
         return max(files, key=lambda path: (not path.name.endswith(".partial.pt"), path.stat().st_mtime))
-    if not Path(name).exists() and (ROOT / "stages" / f"{name}.py").exists():
-        raise UserError(f'{name} is not on the ladder; add "stages.{name}" to stages/__init__.py first')
+    if not Path(name).exists():
+        if (ROOT / "stages" / f"{name}.py").exists():
+            raise UserError(f'{name} is not on the ladder; add "stages.{name}" to stages/__init__.py first')
+        if not Path(name).suffix:
+            check_rungs(name)
     return Path(name)

@@ -7,6 +7,7 @@ the command that trains them.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,16 @@ from data.files import atomic_write
 from helper_scripts.compare import interval, paired
 from helper_scripts.ladder_page import figures, lesson, weights
 from helper_scripts.ladder_page.fill import fill
-from helper_scripts.models import RUNGS, Trained, config_of, load_model, rung_before, rung_module, rung_path
+from helper_scripts.models import (
+    RUNGS,
+    Trained,
+    config_of,
+    is_beside,
+    load_model,
+    rung_before,
+    rung_module,
+    rung_path,
+)
 from helper_scripts.results import Results, Selection, load_results
 from training import ScaledConfig
 from training.cache import use_cache
@@ -30,6 +40,7 @@ from training.config import RUNS_DIR
 from training.generation import encode_prompt, generate, window_start
 from training.presets import Preset
 from training.provenance import ROOT
+from training.run import count_parameters
 
 MOST = 5_000_000  # bytes of the page
 
@@ -166,7 +177,7 @@ def passages(corpus: Corpus) -> list[dict]:
 
 @torch.no_grad()
 def expected(trained: Trained, ids: Tensor) -> Tensor:
-    """Logits (T, V) of what follows each of ids (T,): each time of as many characters as generation would show."""
+    """Logits (T, V) of what follows each of ids (T,): each from the context that generation would use."""
     model, T = trained.model, trained.config.block_size
     if weights.cache_of(trained) == "rotary":
         with use_cache(model, {}):
@@ -185,64 +196,65 @@ def losses(trained: Trained, text: str) -> list[float]:
 
 def contents(rungs: list[Rung], corpus: Corpus) -> dict:
     """What `fill` puts into the template."""
-    names, texts = [rung.name for rung in rungs], passages(corpus)
-    entries, models, number = [], [], 0
-    for rung in tqdm(rungs, desc="rungs"):
-        module, before = rung_module(rung.name), rung_before(rung.name, names)
-        is_beside = hasattr(module, "AFTER")
-        number += not is_beside
-        title, paragraphs = lesson.explanation(rung.name)
-        adds = title.partition(": ")[2] or title
-        entries.append(
-            {
-                "name": rung.name,
-                "number": f"beside {names_number(entries, before)}" if is_beside else str(number),
-                "title": f"{adds[0].upper()}{adds[1:]}",
-                "before": before,
-                "paragraphs": paragraphs,
-                "file": rung_path(rung.name).relative_to(ROOT).as_posix(),
-                "diff": lesson.diff(rung.name, before),
-                "shapes": lesson.shapes(rung.trained),
-                "curve": figures.loss_curve(rung.results, rung.name),
-                "change": change(rung.results, rung.name),
-                "flags": rung.results.flags,
-                "parameters": sum(parameter.numel() for parameter in rung.trained.model.parameters()),
-                "block_size": rung.trained.config.block_size,
-                "live": live_facts(rung, texts) if rung.live else None,
-                "losses": None if rung.live else [losses(rung.trained, text["text"]) for text in texts],
-                "sample": None if rung.live else sample(rung.trained),
-                "spectrum": figures.singular_values(rung.trained, corpus)
-                if "newton_schulz" in getattr(module, "LESSON", ())
-                else None,
-            }
-        )
-        if rung.live:
-            models.append(weights.pack(rung.live, int8=issubclass(module.Config, ScaledConfig)))
+    texts = passages(corpus)
+    places = numbers([rung.name for rung in rungs])
+    entries = [entry(rung, places, corpus, texts) for rung in tqdm(rungs, desc="rungs")]
     shown = ("name", "number", "title", "before", "live", "losses", "flags", "block_size")
     data = {
         "alphabet": corpus.tokenizer.chars,
         "passages": texts,
-        "rungs": [{key: entry[key] for key in shown} for entry in entries],
+        "rungs": [{key: each[key] for key in shown} for each in entries],
     }
+    models = {
+        rung.name: weights.pack(rung.live, int8=issubclass(rung_module(rung.name).Config, ScaledConfig))
+        for rung in rungs
+        if rung.live
+    }
+    return {"entries": entries, "passages": texts, "data": data, "models": models}
+
+
+def numbers(names: list[str]) -> dict[str, str]:
+    """Of each rung: its number on the ladder, or "beside" and that of the rung it is compared with."""
+    found, ladder = {}, itertools.count(1)
+    for name in names:
+        found[name] = f"beside {found.get(rung_before(name, names), '')}" if is_beside(name) else str(next(ladder))
+    return found
+
+
+def entry(rung: Rung, places: dict[str, str], corpus: Corpus, texts: list[dict]) -> dict:
+    """What the page shows of one rung. places: as from `numbers`."""
+    module, before, trained = rung_module(rung.name), rung_before(rung.name, list(places)), rung.trained
+    title, paragraphs = lesson.explanation(rung.name)
+    adds = title.partition(": ")[2] or title
+    has_spectrum = "newton_schulz" in getattr(module, "LESSON", ())
     return {
-        "entries": entries,
-        "passages": texts,
-        "data": data,
-        "models": {model["rung"]: model for model in models},
+        "name": rung.name,
+        "number": places[rung.name],
+        "title": f"{adds[0].upper()}{adds[1:]}",
+        "before": before,
+        "paragraphs": paragraphs,
+        "file": rung_path(rung.name).relative_to(ROOT).as_posix(),
+        "diff": lesson.diff(rung.name, before),
+        "shapes": lesson.shapes(trained),
+        "curve": figures.loss_curve(rung.results, rung.name),
+        "change": change(rung.results, rung.name),
+        "flags": rung.results.flags,
+        "parameters": count_parameters(trained.model),
+        "block_size": trained.config.block_size,
+        "live": live_metadata(rung, texts) if rung.live else None,
+        "losses": None if rung.live else [losses(trained, text["text"]) for text in texts],
+        "sample": None if rung.live else sample(trained),
+        "spectrum": figures.singular_values(trained, corpus) if has_spectrum else None,
     }
 
 
-def names_number(entries: list[dict], name: str | None) -> str:
-    return next((entry["number"] for entry in entries if entry["name"] == name), "")
-
-
-def live_facts(rung: Rung, texts: list[dict]) -> dict:
+def live_metadata(rung: Rung, texts: list[dict]) -> dict:
     """Which model it is that runs in the page, and what the page has to know of it.
 
     rounding: by how much int8 changes its mean loss on the passages.
     """
     live, config = rung.live, rung.live.config
-    facts = {
+    metadata = {
         "preset": getattr(config, "preset", None),
         "loss": rung.live_loss,
         "block_size": config.block_size,
@@ -251,10 +263,10 @@ def live_facts(rung: Rung, texts: list[dict]) -> dict:
         "large": isinstance(config, ScaledConfig),
         "rounding": None,
     }
-    if facts["large"]:
+    if metadata["large"]:
         means = [mean_loss(each, texts) for each in (live, weights.rounded(live))]
-        facts["rounding"] = means[1] - means[0]
-    return facts
+        metadata["rounding"] = means[1] - means[0]
+    return metadata
 
 
 def mean_loss(trained: Trained, texts: list[dict]) -> float:

@@ -1,7 +1,7 @@
 """Draw the loss log: a panel of curves for each rung, and the ladder of final losses.
 
-Curves are means over seeds, with a band of one standard deviation; the rung before is in grey. The ladder has a point
-for each run, and the mean's 95% interval. Runs that are not comparable are left out, and reported.
+Curves are means over seeds, with a band of one standard deviation; the rung it is compared with is in grey. The ladder
+has a point for each run, and the mean's 95% interval. Runs that are not comparable are left out, and reported.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
-from scipy import stats
 
 from data import UserError
 from data.files import atomic_write
 from data.sources import TINY_SHAKESPEARE
+from helper_scripts.compare import interval
+from helper_scripts.models import is_beside
 from helper_scripts.results import Results, Selection, load_results
 from training.cli import errors_in_one_line, parse
 
@@ -80,9 +81,9 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
     """A panel of curves for each label of `results`, and below them the ladder of final losses."""
     import seaborn as sns  # takes seconds, and the processes of run_ladder.py import this file too
 
-    order, rows = results.order, results.rows.copy()
+    order, rows = results.order, results.curves()
     # seeds take different times to the same step: their mean, so that the curves have one point there
-    rows["x"] = rows.groupby(["label", "step"])[X[x]].transform("mean")
+    rows = rows.assign(x=rows.groupby(["label", "step"])[X[x]].transform("mean"))
     palette = dict(zip(order, sns.husl_palette(len(order), h=0.6, s=0.9, l=0.55), strict=True))
     evaluations = rows.groupby("label")["step"].nunique()
     panels = [label for label in order if evaluations[label] > 1]  # one point makes no curve
@@ -130,7 +131,8 @@ def _curves(sns, figure, results: Results, rows: pd.DataFrame, labels: list[str]
     figure.supylabel("nats per character", fontsize="medium")
     lines = {"validation": {"linewidth": 2}, "train": {"linestyle": ":"}}
     if any(map(results.before, labels)):
-        lines["validation of the rung before" + ",\nor without the flags" * (" " in "".join(labels))] = {"color": "0.6"}
+        flags = " or flags" if " " in "".join(labels) else ""
+        lines[f"validation of the rung{flags}\nit is compared with"] = {"color": "0.6"}
     handles = [Line2D([], [], **{"color": "black"} | style) for style in lines.values()]
     figure.legend(handles, list(lines), loc="outside lower center", ncols=3, fontsize="medium")
 
@@ -142,12 +144,15 @@ def _ladder(sns, panel: Axes, results: Results, palette: dict) -> None:
     sns.stripplot(results.final(), **which, jitter=False, alpha=0.6, ax=panel)
     for row, label in enumerate(order):
         losses = results.losses(label)
-        mean, low, high = losses.mean(), losses.min(), losses.max()
-        if len(losses) > 1 and low < high:
-            low, high = stats.t.interval(0.95, len(losses) - 1, mean, stats.sem(losses))
+        mean = losses.mean()
+        if len(losses) > 1:
+            low, high = interval(losses)
             panel.errorbar(mean, row + 0.25, xerr=[[mean - low], [high - mean]], color="black", capsize=3, marker="|")
         text = f"{mean:.3f} (n = {len(losses)})"
         panel.annotate(text, (1, row), (6, 0), ("axes fraction", "data"), "offset points", va="center")
+    first = next((row for row, label in enumerate(order) if is_beside(label.split()[0])), 0)
+    if first > 0:
+        panel.axhline(first - 0.5, color="0.6", linewidth=0.8)  # below it are rungs beside the ladder
     panel.set_title("final validation loss of each run,\nand the mean's 95% interval", fontsize="medium")
     panel.set(xlabel="nats per character", ylabel="")
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -67,6 +68,11 @@ class Results:
         """The last row of each run: (label, seed) is unique."""
         return self.rows[self.rows["step"] == self.rows["steps"]]
 
+    def curves(self) -> pd.DataFrame:
+        """The rows at the steps that all runs of a label have: a mean over them is always one over the same runs."""
+        there = self.rows.groupby(["label", "step"])["run"].transform("nunique")
+        return self.rows[there == self.rows.groupby("label")["run"].transform("nunique")]
+
     def runs(self, label: str) -> pd.DataFrame:
         """The last row of each run of `label`. Raises UserError if there are none."""
         if label not in self.order:
@@ -106,64 +112,94 @@ def load_results(selection: Selection, labels: tuple[str, ...] = (), *, partly: 
     other labels are then not reported as left out. Raises UserError for a log that is missing, damaged, or has nothing
     to show, and for a label without finished runs; with partly, only if no label has any.
     """
-    rows, left_out, notes = read_log(selection.loss_csv), Counter(), []
-    rows = rows[rows["rung"] != MIXTURE]
+    report = _Report()
+    corpus, rows = _of_corpus(selection, report)
+    if labels:
+        report.left_out.clear()
 
-    def keep(rows: pd.DataFrame, mask: pd.Series, reason: str) -> pd.DataFrame:
-        left_out[reason] += rows[~mask]["run"].nunique()
+    chosen, flags = {}, start_of(selection.preset, selection.holdout)
+    for label in labels or _labels(rows, flags, selection.variants):
+        runs, now = _of_settings(rows, label, flags, report.notes)
+        rows = rows if labels else rows[~rows["run"].isin(runs["run"])]
+        runs = _averaged(runs, now, label, report)
+        if len(runs):
+            chosen[label] = runs.assign(label=label)
+    if not labels:
+        settings = flags or "their rung has in its file"
+        report.left_out[f"with settings other than {settings}"] = rows["run"].nunique()
+
+    if not chosen:
+        why = "; ".join(report.lines()) or f"it has no runs of {', '.join(labels)}"
+        raise UserError(f"nothing to show from {selection.loss_csv}: {why}")
+    order = sorted(chosen, key=lambda label: RUNGS.index(re.split("[ @]", label)[0]))
+    results = Results(pd.concat(chosen.values()), order, corpus, flags, report.lines(), selection.loss_csv)
+    for label in () if partly else labels:
+        results.runs(label)
+    results.left_out.extend(_differences(results, all_rungs=not labels))
+    return results
+
+
+@dataclass
+class _Report:
+    """What a selection left out: how many runs, by reason; the labels of earlier code; other notes."""
+
+    left_out: Counter = field(default_factory=Counter)
+    earlier: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def keep(self, rows: pd.DataFrame, mask: pd.Series, reason: str) -> pd.DataFrame:
+        self.left_out[reason] += rows[~mask]["run"].nunique()
         return rows[mask]
 
+    def lines(self) -> list[str]:
+        counts = [(reason, count) for reason, count in self.left_out.items() if count]
+        lines = [f"left out {count} run{'s' * (count > 1)} {reason}" for reason, count in counts] + self.notes
+        if self.earlier:
+            names = ", ".join(self.earlier)
+            lines.append(f"runs of earlier code, because there are none of the present code: {names}")
+        return lines
+
+
+def _of_corpus(selection: Selection, report: _Report) -> tuple[str, pd.DataFrame]:
+    """The corpus to show, and the rows of the ladder's rungs on its latest text."""
+    rows = read_log(selection.loss_csv)
+    rows = rows[rows["rung"] != MIXTURE]
     if rows.empty:
         raise UserError(f"the loss log {selection.loss_csv} has no rows yet; train a rung first")
     for column in ("run", "rung", "corpus", "flags", "precision", "device", "commit"):
         rows[column] = rows[column].map(printable)
-    corpus, flags = _corpus(rows["corpus"], selection), start_of(selection.preset, selection.holdout)
+    corpus, keep = _corpus(rows["corpus"], selection), report.keep
     rows = keep(rows, rows["corpus"] == corpus, f"on another corpus (--corpus shows them; here: {corpus})")
     rows = keep(rows, rows["corpus_sha256"] == rows["corpus_sha256"].iloc[-1], f"on another text of the name {corpus}")
-    rows = keep(rows, rows["rung"].isin(RUNGS), "of rungs that the ladder does not name (stages/__init__.py)")
+    return corpus, keep(rows, rows["rung"].isin(RUNGS), "of rungs that the ladder does not name (stages/__init__.py)")
 
-    chosen, earlier = {}, []
-    if labels:
-        left_out.clear()
-    for label in labels or _labels(rows, flags, selection.variants):
-        runs, now = _of_settings(rows, label, flags, notes)
-        rows = rows if labels else rows[~rows["run"].isin(runs["run"])]
-        runs = keep(runs, runs.groupby("run")["step"].transform("max") == runs["steps"], "that did not finish")
-        if runs.empty:
-            continue
-        if not (runs[CODE] == now).all(axis=1).any():
-            now = runs[CODE].iloc[-1].tolist()
-            earlier += [label] * ("@" not in label)
-        runs = keep(runs, (runs[CODE] == now).all(axis=1), "of other code, of the rung or shared")
-        seeds = runs[::-1].groupby("precision", sort=False)["seed"].nunique()  # the latest precision first, for a tie
-        runs = keep(runs, runs["precision"] == seeds.idxmax(), "in another precision than most of their rung's")
-        latest = runs.groupby("seed")["run"].transform("last")
-        runs = keep(runs, runs["run"] == latest, "that a later one with the same seed replaces")
-        chosen[label] = runs.assign(label=label)
-    if not labels:
-        left_out[f"with settings other than {flags or 'their rung has in its file'}"] = rows["run"].nunique()
 
-    lines = [f"left out {count} run{'s' * (count > 1)} {reason}" for reason, count in left_out.items() if count] + notes
-    if earlier:
-        lines.append(f"runs of earlier code, because there are none of the present code: {', '.join(earlier)}")
-    if not chosen:
-        why = "; ".join(lines) or f"it has no runs of {', '.join(labels)}"
-        raise UserError(f"nothing to show from {selection.loss_csv}: {why}")
-    rows = pd.concat(chosen.values())
-    order = sorted(chosen, key=lambda label: RUNGS.index(re.split("[ @]", label)[0]))
+def _averaged(runs: pd.DataFrame, now: list[str], label: str, report: _Report) -> pd.DataFrame:
+    """The finished runs that may be averaged: of one code and precision, one a seed. now: the present code's hashes."""
+    keep = report.keep
+    runs = keep(runs, runs.groupby("run")["step"].transform("max") == runs["steps"], "that did not finish")
+    if runs.empty:
+        return runs
+    if not (runs[CODE] == now).all(axis=1).any():
+        now = runs[CODE].iloc[-1].tolist()
+        report.earlier += [label] * ("@" not in label)
+    runs = keep(runs, (runs[CODE] == now).all(axis=1), "of other code, of the rung or shared")
+    seeds = runs[::-1].groupby("precision", sort=False)["seed"].nunique()  # the latest precision first, for a tie
+    runs = keep(runs, runs["precision"] == seeds.idxmax(), "in another precision than most of their rung's")
+    latest = runs.groupby("seed")["run"].transform("last")
+    return keep(runs, runs["run"] == latest, "that a later one with the same seed replaces")
+
+
+def _differences(results: Results, all_rungs: bool) -> Iterator[str]:
+    """A line for each column in which the runs differ, and one for neighbours that may not be compared."""
     for column in ("precision", "device"):
-        counts = rows.groupby(column)["run"].nunique()
+        counts = results.rows.groupby(column)["run"].nunique()
         if len(counts) > 1:
             kinds = ", ".join(f"{kind} ({count})" for kind, count in counts.items())
-            lines.append(f"these runs differ in {column}, which may explain a part of their differences: {kinds}")
-    results = Results(rows, order, corpus, flags, lines, selection.loss_csv)
-    for label in () if partly else labels:
-        results.runs(label)
-    if not labels:
-        pairs = ((label, rung_before(label, results.order)) for label in results.order)
-        apart = [f"{label} with {before}" for label, before in pairs if before and not results.before(label)]
-        lines += [f"not compared, because their shared code differs: {', '.join(apart)}"] if apart else []
-    return results
+            yield f"these runs differ in {column}, which may explain a part of their differences: {kinds}"
+    pairs = [(label, rung_before(label, results.order)) for label in results.order if all_rungs]
+    if apart := [f"{label} with {before}" for label, before in pairs if before and not results.before(label)]:
+        yield f"not compared, because their shared code differs: {', '.join(apart)}"
 
 
 def _corpus(names: pd.Series, selection: Selection) -> str:

@@ -1,8 +1,8 @@
 """Train rungs with several seeds, as many runs at a time as there are cores. Then draw the plot and print the table.
 
 Without names: rungs 1 to 7; with --preset, all rungs from the eighth on. A name may have its own flags, in quotes:
-"residual --n-layer 1". Runs that are in the log are skipped; --again retrains them. Stopped runs are resumed. Each run
-has one thread: small rungs gain almost nothing from a second.
+"residual --n-layer 1". Runs that are in the log are skipped; --again retrains them. Stopped runs are resumed. Several
+runs at a time have one thread each, because small rungs gain almost nothing from a second; a single run has all cores.
 """
 
 from __future__ import annotations

@@ -165,7 +165,8 @@ def ablation(log: Path) -> Section:
     section = Section(
         "Modern, with one part taken out",
         [command("run_ladder", *quoted(("modern", *labels)), "--preset laptop --seeds 5")],
-        "What each part gains at the end of the ladder: each row is `modern` without one part, compared with `modern`.",
+        "What each part gains at the end of the ladder: each row is `modern` without one part, compared with `modern`. "
+        "Without Muon, the learning rate is that of the rungs before Muon's.",
     )
     against = {"modern": None} | dict.fromkeys(labels, "modern")
     columns = [column for column in COLUMNS if column not in ("adds", "write-up", "characters")]
@@ -178,7 +179,8 @@ def parts_apart(log: Path) -> Section:
         "Skips and depth, equal parameters, equal time",
         [command("run_ladder", *quoted(labels), "--seeds 5")],
         "Each row is compared with the one above it. FLOPs are for a whole run. For equal time, steps were chosen to "
-        "take about as long as 5,000 of `pre_norm` on one core.",
+        "take about as long as 5,000 of `pre_norm` on one core. Three blocks without skip connections do not learn at "
+        "`feed_forward`'s own learning rate; they have the best of the same three.",
     )
     results = some_results(Selection(log), labels)
     tables = {name: rows for name, rows in controls.TABLES.items() if results and set(rows) <= set(results.order)}

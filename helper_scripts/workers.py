@@ -76,6 +76,9 @@ def train_all(
                     idle.append(worker)
                 del busy[pipe]
                 finished(run, news)
+    except KeyboardInterrupt:
+        print("\nstopping after the present steps or evaluations, to save the runs", file=sys.stderr, flush=True)
+        raise
     finally:
         for worker in workers:
             worker.let_go()

@@ -169,6 +169,7 @@ def test_sample_replaces_control_characters(folder, tmp_path, sample_output):
     [
         (["gpt", "--prompt", "to be, 5 €"], "--prompt: the character ','"),
         (["residual"], "there is no checkpoint of residual in"),
+        (["modren"], "there is no rung modren; the ladder has bigram, "),
         (["nothing.pt"], "there is no checkpoint nothing.pt"),
         (["gelu"], "gelu is not on the ladder; add"),
         (["--temperature", "inf"], "--temperature is inf; it has to be a finite number"),

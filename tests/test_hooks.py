@@ -129,6 +129,8 @@ def test_an_unusable_teacher_is_an_error(teacher, places, tmp_path):
         train_rung(distillation.LanguageModel, student(config, seed=7))
     with pytest.raises(UserError, match="with --minutes there is no default teacher"):
         train_rung(distillation.LanguageModel, student(config, minutes=1))
+    with pytest.raises(UserError, match="--teacher-share is 80; it has to be between 0 and 1"):
+        student(config, teacher_share=80)
     with pytest.raises(UserError, match="another text or split"):  # the teacher was trained on the held-out part
         train_rung(distillation.LanguageModel, student(config, teachers=(path,), holdout=True))
     averaged = replace(config, seed=3)

@@ -193,8 +193,8 @@ def test_int8_hardly_changes_the_loss(committed, small, shakespeare):
     packed = as_torch(weights.pack(trained, int8=True) | {"config": vars(trained.config)})
     ids = shakespeare.tokenizer.encode(TEXT[:9]).long()
     fp32, int8 = (F.cross_entropy(model(ids[None, :-1])[0], ids[1:]).item() for model in (trained.model, packed))
-    facts = page.live_facts(page.Rung("modern", None, trained, trained, None), [{"text": TEXT[:9]}])
-    assert facts["rounding"] == pytest.approx(int8 - fp32, abs=1e-3)  # losses have three decimals
+    metadata = page.live_metadata(page.Rung("modern", None, trained, trained, None), [{"text": TEXT[:9]}])
+    assert metadata["rounding"] == pytest.approx(int8 - fp32, abs=1e-3)  # losses have three decimals
     assert abs(int8 - fp32) > 2e-3
 
 

@@ -258,6 +258,13 @@ def test_curves_are_means_over_seeds_against_the_chosen_x(x, two_rungs):
         assert np.allclose(line.get_xydata(), means)
 
 
+def test_a_seed_that_was_evaluated_at_other_steps_leaves_the_mean_curve_smooth(log):
+    """Otherwise points of one seed would lie between means of all."""
+    path = log(runs("residual", 2.0, 2.1), [row for row in runs("residual", 3.0, first=2) if row["step"] != 2500])
+    (curve, *_), _ = (panel.get_lines() for panel in plot_loss.draw(load_results(Selection(path)), Figure()).axes)
+    assert curve.get_xdata().tolist() == [0, 5000]
+
+
 def test_a_scaled_up_rung_has_its_own_axes(two_rungs):
     shown = load_results(Selection(two_rungs))
     for factor in (1, 8):

@@ -148,6 +148,16 @@ def test_a_run_succeeds_in_an_ascii_locale_and_without_stdout(tmp_path, text):
     assert read_log(tmp_path / "log.csv")["corpus"].iloc[-1].startswith("naïve.txt (")
 
 
+def test_a_device_may_be_named_with_its_index(tmp_path, text_file):
+    places = ["--loss-csv", str(tmp_path / "log.csv"), "--runs-dir", str(tmp_path)]
+    run(
+        gpt.LanguageModel,
+        gpt.Config,
+        ["--preset", "laptop", "--steps", "1", "--corpus", str(text_file), "--device", "cpu:0", *places],
+    )
+    assert set(read_log(tmp_path / "log.csv")["device"]) == {"cpu"}
+
+
 def test_a_command_of_another_copy_of_the_project_does_not_use_this_ones_code(tmp_path, monkeypatch, capsys):
     (tmp_path / "training").mkdir()
     (tmp_path / "training" / "provenance.py").touch()

@@ -14,7 +14,7 @@ from training import console, ranks
 from training.config import TrainConfig
 from training.interrupt import Stop, steps_until
 from training.loop import train
-from training.minutes import beginning, rough_plan, settle
+from training.minutes import rough_plan, settle, timed_steps
 from training.state import State
 from training.throughput import Throughput
 
@@ -41,7 +41,7 @@ def begin(
     began, ended = time.perf_counter(), []  # when each step ended; the first is slower than all others
 
     def steps(bar: tqdm) -> Iterator[int]:
-        for step in steps_until(stop, 0, beginning(planned), bar):
+        for step in steps_until(stop, 0, timed_steps(planned), bar):
             yield step
             ended.append(time.perf_counter())
 

@@ -27,6 +27,7 @@ RULES = {
     "a finite number above 0": {"learning_rate"},
     "a finite number, 0 or more": {"minutes", "weight_decay", "temperature"},
     "at least 0 and below 1": {"beta2", "dropout"},
+    "between 0 and 1": {"teacher_share"},
     "auto, or 1 or more": {"threads"},
 }
 HOLDS = {
@@ -35,6 +36,7 @@ HOLDS = {
     "a finite number above 0": lambda value: 0 < value < math.inf,
     "a finite number, 0 or more": lambda value: 0 <= value < math.inf,
     "at least 0 and below 1": lambda value: 0 <= value < 1,
+    "between 0 and 1": lambda value: 0 <= value <= 1,
     "auto, or 1 or more": lambda value: value == "auto" or 1 <= value < 2**31,
 }
 

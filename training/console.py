@@ -34,8 +34,9 @@ def say_what_starts(script: Path, corpus: Corpus, config: TrainConfig, parameter
 
 def say_what_is_planned(plan: TrainConfig) -> None:
     """Before the timed start of a run with --minutes."""
+    dropout = f", dropout {plan.dropout:g}" if hasattr(plan, "dropout") else ""
     print(
-        f"about {plan.steps:,} steps of {plan.batch_size} x {plan.block_size} characters; "
+        f"about {plan.steps:,} steps of {plan.batch_size} x {plan.block_size} characters{dropout}; "
         "the first are timed, to decide the number; before them, the untrained loss",
         flush=True,
     )

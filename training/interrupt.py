@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -45,7 +46,7 @@ def stop_on_signals() -> Iterator[Stop]:
         if stop.number and number in TYPED and not ranks.launched():  # torchrun sends each process a second one
             raise KeyboardInterrupt
         stop.number = number
-        if ranks.rank() == 0:
+        if ranks.rank() == 0 and multiprocessing.parent_process() is None:  # a worker's parent tells the user
             at_once = b"" if ranks.launched() else b"; Ctrl-C again stops it at once"
             with contextlib.suppress(OSError):  # the terminal may be closed
                 # not print, because the signal may have interrupted a print

@@ -15,8 +15,8 @@ from training.update import cross_entropy
 def loss_curve(results: Results, label: str) -> Chart:
     """The validation loss of every seed of a rung, their mean, and the mean of the rung that it is compared with."""
     before = results.before(label)
-    own = results.rows[results.rows["label"] == label]
-    others = results.rows[results.rows["label"] == before]
+    curves = results.curves()
+    own, others = curves[curves["label"] == label], curves[curves["label"] == before]
     shown = pd.concat([own, others])
     shown = shown[shown["step"] >= shown["steps"] / 10]["val_loss"]
     room = 0.06 * max(0.1, shown.max() - shown.min())
@@ -50,6 +50,6 @@ def singular_values(trained: Trained, corpus: Corpus) -> Chart:
     numbers = range(1, len(before) + 1)
     chart.add(numbers, before.clamp(min=1e-4).log10().tolist(), "before", "before")
     chart.add(numbers, after.log10().tolist(), "own", "after")
-    shares = [(values.max() / values.median()).item() for values in (before, after)]
-    chart.note = f"The largest is {shares[0]:.1f} times the median before, and {shares[1]:.1f} times after."
+    ratios = [(values.max() / values.median()).item() for values in (before, after)]
+    chart.note = f"The largest is {ratios[0]:.1f} times the median before, and {ratios[1]:.1f} times after."
     return chart.spread_labels()
