@@ -1,4 +1,4 @@
-"""Files that are replaced completely or not at all."""
+"""Files that are replaced completely or not at all, and text from files that a terminal can show."""
 
 from __future__ import annotations
 
@@ -38,3 +38,8 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def printable(text: str) -> str:
+    """Text from a file, made fit for any terminal: control characters and their like escaped."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

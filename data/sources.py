@@ -15,6 +15,7 @@ import torch
 
 from data.corpus import Corpus
 from data.errors import UserError
+from data.files import printable
 from data.tokenizer import CharTokenizer
 
 DATA_DIR = Path(__file__).resolve().parent
@@ -83,14 +84,13 @@ def _from_file(path: Path, holdout: bool) -> Corpus:
     except ValueError:  # a character or a length that it did not have the first time
         raise UserError(f"the corpus {path} changed while it was read; start again") from None
     sha256 = digest.hexdigest()
-    name = TINY_SHAKESPEARE if sha256 == SHA256 else f"{_printable(path.name)} ({sha256[:6]})"
+    name = TINY_SHAKESPEARE if sha256 == SHA256 else f"{_name(path)} ({sha256[:6]})"
     return Corpus.from_ids(name, sha256, tokenizer, torch.from_numpy(ids), holdout)
 
 
-def _printable(name: str) -> str:
+def _name(path: Path) -> str:
     """A file's name as text for any CSV and terminal: undecodable bytes and control characters escaped."""
-    name = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
+    return printable(os.fsencode(path.name).decode("utf-8", "backslashreplace"))
 
 
 def _pieces(path: Path, digest=None) -> Iterator[str]:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data import CharTokenizer, UserError
+from data.files import printable
 from stages import LADDER
 from training import ScaledConfig, TrainConfig
 from training.checkpoint import load_checkpoint
@@ -215,11 +216,6 @@ def _check_sizes(config: TrainConfig, largest: dict[str, int]) -> None:
 
 def one_line(error: Exception) -> str:
     return printable(" ".join(str(error).split())[:200])
-
-
-def printable(text: str) -> str:
-    """Text from a file, made fit for any terminal: control characters and their like escaped."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def find_checkpoint(runs_dir: Path, name: str) -> Path:

@@ -16,18 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from data import LOSS_CSV, UserError, read_log
+from data.files import printable
 from data.sources import TINY_SHAKESPEARE
-from helper_scripts.models import (
-    RUNGS,
-    check_rungs,
-    config_of,
-    join,
-    one_line,
-    printable,
-    rung_before,
-    rung_path,
-    start_of,
-)
+from helper_scripts.models import RUNGS, check_rungs, config_of, join, one_line, rung_before, rung_path, start_of
 from training.config import changed_flags, config_hash
 from training.presets import Preset
 from training.provenance import rung_code, shared_code

@@ -60,7 +60,7 @@ class Section:
     def __str__(self) -> str:
         if not self.shown:
             more = " (and so on)" * (len(self.trained_by) > 1)
-            return f"{self.title}: no runs yet. To train them: `{self.trained_by[0]}`{more}\n"
+            return f"## {self.title}\n\nNo runs yet. To train them: `{self.trained_by[0]}`{more}\n"
         commands = "\n".join([*self.trained_by, *self.printed_by])
         notes = dict.fromkeys(line for results in self.shown for line in results.left_out)
         if self.without_runs:
@@ -120,26 +120,9 @@ def lowest_loss(log: Path) -> Section:
         "checkpoints in `runs/`. Parameters and characters are for one model; in the last row, for all three. "
         "[log.md](log.md) says how the settings were chosen, and how long training took.",
     )
-    rows = read_log(log)
-    rows = rows[(rows["step"] == rows["steps"]) & (rows["corpus"] == TINY_SHAKESPEARE)]
-    runs = {
-        name: rows[(rows["rung"] == rung) & rows["seed"].isin(seeds) & rows["flags"].str.match(flags)]
-        for name, (rung, seeds, flags) in CHAIN.items()
-    }
-    *_, last = runs
-    mixtures, one_of_each = rows[rows["rung"] == MIXTURE], list(next(reversed(CHAIN.values()))[1])
-    for _, mixed in mixtures[::-1].iterrows():  # the latest of three such models
-        named = runs[last][runs[last]["run"].isin(mixed["flags"].split())]
-        if sorted(named["seed"]) == one_of_each:
-            break
-    else:
+    runs = _chain(log)
+    if not runs:
         return section
-    runs[last] = named
-    runs = {name: part[part["shared_code"] == mixed["shared_code"]] for name, part in runs.items()}
-    runs = {name: part.drop_duplicates("seed", keep="last") for name, part in runs.items()}
-    if any(part.empty for part in runs.values()):
-        return section
-    runs["the last three, their probabilities averaged"] = mixed.to_frame().T
     lines = [("model", "validation loss", "bits per character", "train loss", "parameters", "characters"), ["---"] * 6]
     for name, part in runs.items():
         lines.append(
@@ -158,6 +141,30 @@ def lowest_loss(log: Path) -> Section:
         body=[markdown(lines)],
         shown=[Results(rows, list(runs), TINY_SHAKESPEARE, "", [], log)],
     )
+
+
+def _chain(log: Path) -> dict[str, pd.DataFrame]:
+    """The final rows of the chain's models, and of the latest mixture of its last three; {} if any are missing."""
+    rows = read_log(log)
+    rows = rows[(rows["step"] == rows["steps"]) & (rows["corpus"] == TINY_SHAKESPEARE)]
+    runs = {
+        name: rows[(rows["rung"] == rung) & rows["seed"].isin(seeds) & rows["flags"].str.match(flags)]
+        for name, (rung, seeds, flags) in CHAIN.items()
+    }
+    *_, last = runs
+    one_of_each = list(CHAIN[last][1])
+    for _, mixed in rows[rows["rung"] == MIXTURE][::-1].iterrows():
+        named = runs[last][runs[last]["run"].isin(mixed["flags"].split())]
+        if sorted(named["seed"]) == one_of_each:
+            break
+    else:
+        return {}
+    runs[last] = named
+    runs = {name: part[part["shared_code"] == mixed["shared_code"]] for name, part in runs.items()}
+    runs = {name: part.drop_duplicates("seed", keep="last") for name, part in runs.items()}
+    if any(part.empty for part in runs.values()):
+        return {}
+    return runs | {"the last three, their probabilities averaged": mixed.to_frame().T}
 
 
 def ablation(log: Path) -> Section:
