@@ -14,7 +14,6 @@ from data import Corpus, UserError
 from training.config import TrainConfig
 from training.throughput import Throughput, epochs
 
-SPARE_SHARE = 0.03  # of the time left, not planned for: later steps are often slower than the first (docs/log.md)
 EVALUATIONS_SHARE = 0.05  # of the time, for evaluations between the first and the last
 BEGINNING_SHARE = 20  # the beginning is at most a 20th of the planned steps
 WARMUP_SHARE = 10  # the schedule allows a warm-up of a 10th of the steps: the plan may have twice too many
@@ -72,10 +71,9 @@ def timed_steps(plan: TrainConfig) -> int:
 def settle(plan: TrainConfig, throughput: Throughput, seconds: float, done: int) -> TrainConfig:
     """`plan` with its number of steps: the `done` steps of the beginning, and those that fit into `seconds`.
 
-    The time includes evaluations and the sample; 3% of it is kept spare. Evaluations before the last are made rarer
-    until they take at most a twentieth of it; none is due in the beginning.
+    The time includes evaluations and the sample. Evaluations before the last are made rarer until they take at most a
+    twentieth of the time; none is due in the beginning.
     """
-    seconds *= 1 - SPARE_SHARE
     between = max(0, int(EVALUATIONS_SHARE * seconds / throughput.evaluation))  # the time may be used up already
     while True:
         more = int((seconds - throughput.sample - (1 + between) * throughput.evaluation) / throughput.step)
