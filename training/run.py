@@ -98,9 +98,7 @@ def set_up(
 
     Raises UserError for settings that cannot work here.
     """
-    if (
-        device.type == "cuda" and device.index is not None
-    ):  # so that calls that name no GPU use this one, such as seeding dropout
+    if device.type == "cuda" and device.index is not None:  # for calls that name no GPU, such as seeding dropout
         torch.cuda.set_device(device)
     ranks.check_batch_size(config.batch_size)
     check_outputs(config)
