@@ -81,6 +81,9 @@ def test_two_ranks_plan_minutes_once_stop_together_and_train_like_one_process(tm
     run(gpt.LanguageModel, gpt.Config, [*flags, *places])
     rows, wanted = read_log(tmp_path / "log.csv"), read_log(tmp_path / "alone.csv")
     assert rows["run"].nunique() == 1
+    rows = rows[rows["step"].isin(wanted["step"])].reset_index(
+        drop=True
+    )  # with --minutes, evaluations are at others too
     assert 15 < rows["steps"][0] < 30  # as rank 0 measured; rank 1 alone would have half as many
     for name in ("step", "steps", "tokens", "config", "flags"):
         assert rows[name].tolist() == wanted[name].tolist()

@@ -1,7 +1,8 @@
-"""The start of a run with --minutes: planned roughly, then trained and timed, to decide the number of steps."""
+"""A run with --minutes: planned roughly; its start timed, to decide the number of steps; evaluated if there is time."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,10 +14,12 @@ from data import Corpus
 from training import console, ranks
 from training.config import TrainConfig
 from training.interrupt import Stop, steps_until
-from training.loop import train
-from training.minutes import rough_plan, settle, timed_steps
-from training.state import State
+from training.loop import evaluate, train
+from training.minutes import has_time_to_evaluate, rough_plan, settle, timed_steps
+from training.state import Evaluation, State
 from training.throughput import Throughput
+
+PARTS = 20  # of a run; after each it may be evaluated
 
 
 def plan(corpus: Corpus, config: TrainConfig, throughput: Throughput, started: float) -> TrainConfig:
@@ -35,8 +38,11 @@ def begin(
     started: float,
     script: Path,
     stop: Stop,
-) -> TrainConfig:
-    """Train the start of the planned run, and decide its number of steps by that time, on rank 0 for all."""
+) -> tuple[TrainConfig, Throughput]:
+    """Train the start of the planned run, and decide its number of steps by that time, on rank 0 for all.
+
+    Returns the settings with that number, and the throughput as measured.
+    """
     console.say_what_is_planned(planned)
     began, ended = time.perf_counter(), []  # when each step ended; the first is slower than all others
 
@@ -55,4 +61,30 @@ def begin(
     left = 60 * planned.minutes - (time.perf_counter() - started)
     config = ranks.broadcast(settle(planned, throughput, left, state.step))
     console.say_what_was_settled(script, config, corpus)
-    return config
+    return config, throughput
+
+
+def train_until(
+    deadline: float,
+    state: State,
+    corpus: Corpus,
+    config: TrainConfig,
+    precision: str,
+    throughput: Throughput,
+    steps: Iterator[int],
+) -> Iterator[Evaluation]:
+    """As `train`, for a run with --minutes that ends at `deadline`, by time.perf_counter.
+
+    Evaluations before the last do not change the run; they are done when there is time.
+    """
+    unevaluated = replace(config, eval_interval=config.steps)
+    part = -(-config.steps // PARTS)
+    for end in [*range(part, config.steps, part), config.steps]:
+        if state.step < end:
+            part_of_steps = itertools.islice(steps, end - state.step) if end < config.steps else steps
+            yield from train(state, corpus, unevaluated, precision, part_of_steps)
+            if state.step < end:  # a signal has arrived
+                return
+            left = deadline - time.perf_counter()
+            if end < config.steps and ranks.broadcast(has_time_to_evaluate(config, state, throughput, left)):
+                yield evaluate(state, corpus, config)

@@ -2,7 +2,7 @@
 
 The learning rate of the beginning is the same for any number of steps (training/schedule.py). So the beginning is part
 of the run: it is trained by the rough plan, and timed. Then the number of steps is decided. The run is the same as one
-with --steps and that number.
+with --steps and that number, but for its evaluations: they make up for steps that are later slower or faster.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import replace
 
 from data import Corpus, UserError
 from training.config import TrainConfig
+from training.state import State
 from training.throughput import Throughput, epochs
 
-EVALUATIONS_SHARE = 0.05  # of the time, for evaluations between the first and the last
+EVALUATIONS_SHARE = 0.05  # of the time, for evaluations between the first and the last, and for errors of the plan
 BEGINNING_SHARE = 20  # the beginning is at most a 20th of the planned steps
 WARMUP_SHARE = 10  # the schedule allows a warm-up of a 10th of the steps: the plan may have twice too many
 
@@ -71,18 +72,21 @@ def timed_steps(plan: TrainConfig) -> int:
 def settle(plan: TrainConfig, throughput: Throughput, seconds: float, done: int) -> TrainConfig:
     """`plan` with its number of steps: the `done` steps of the beginning, and those that fit into `seconds`.
 
-    The time includes evaluations and the sample. Evaluations before the last are made rarer until they take at most a
-    twentieth of the time; none is due in the beginning.
+    The time includes the last evaluation and the sample, and a twentieth for evaluations before the last.
     """
-    between = max(0, int(EVALUATIONS_SHARE * seconds / throughput.evaluation))  # the time may be used up already
-    while True:
-        more = int((seconds - throughput.sample - (1 + between) * throughput.evaluation) / throughput.step)
-        steps = max(done + more, done + 1, WARMUP_SHARE * plan.warmup_steps)
-        interval = max(plan.eval_interval, done + 1, -(-steps // (between + 1)))
-        fewer = (steps - 1) // interval
-        if fewer == between:
-            return replace(plan, steps=steps, eval_interval=interval)
-        between = fewer  # the rest of the time for evaluations goes to steps
+    seconds = (1 - EVALUATIONS_SHARE) * seconds - throughput.sample - throughput.evaluation
+    return replace(plan, steps=max(done + int(seconds / throughput.step), done + 1, WARMUP_SHARE * plan.warmup_steps))
+
+
+def has_time_to_evaluate(config: TrainConfig, state: State, throughput: Throughput, seconds: float) -> bool:
+    """Whether a run with --minutes, with `seconds` left, should evaluate now.
+
+    At its speed so far, the run would end some seconds early. Evaluations use these seconds, evenly over the steps: a
+    slow run evaluates less often, a fast one more often, and both end within half an evaluation of their time.
+    """
+    rest = (config.steps - state.step) * state.seconds / state.step + throughput.evaluation + throughput.sample
+    unused = seconds - rest
+    return unused * state.step / config.steps > throughput.evaluation / 2
 
 
 def with_dropout_for_its_epochs(config: TrainConfig, corpus: Corpus) -> TrainConfig:

@@ -15,7 +15,7 @@ from torch import nn
 
 from data import Corpus, load_corpus
 from training import console, ranks
-from training.beginning import begin, plan
+from training.beginning import begin, plan, train_until
 from training.cli import errors_in_one_line, parse, unbreakable_output
 from training.config import TrainConfig
 from training.device import choose_device, choose_precision, compile_pays
@@ -68,9 +68,9 @@ def train_rung(
         state = State.at_start(model, config, compiled=compiled)
         with stop_on_signals() as stop:
             if config.minutes:
-                config = begin(state, corpus, config, precision, throughput, started, script, stop)
+                config, throughput = begin(state, corpus, config, precision, throughput, started, script, stop)
             with contextlib.closing(Record(script, config, corpus, count_parameters(model), precision)) as record:
-                train_and_record(state, record, throughput, stop, on_evaluation)
+                train_and_record(state, record, throughput, stop, on_evaluation, started + 60 * config.minutes)
         if ranks.rank() == 0:
             console.report(sample(model, corpus, config), config, state, record, time.perf_counter() - started)
         return state.evaluations[-1]
@@ -140,11 +140,12 @@ def choose_compile(
 
 
 def train_and_record(
-    state: State, record: Record, throughput: Throughput, stop: Stop, on_evaluation: OnEvaluation
+    state: State, record: Record, throughput: Throughput, stop: Stop, on_evaluation: OnEvaluation, deadline: float
 ) -> None:
     """Train from the current step to the end; save, log and show each evaluation.
 
-    If a signal ends it earlier, the run is saved, and then raises SystemExit.
+    deadline: of a run with --minutes, by time.perf_counter. If a signal ends it earlier, the run is saved, and then
+    raises SystemExit.
     """
     corpus, config = record.corpus, record.config
     record.open(state)
@@ -155,7 +156,11 @@ def train_and_record(
         console.say_how_long(config, state, throughput)
     with console.progress_bar(record.script.stem, state.step, config.steps) as bar:
         steps = steps_until(stop, state.step, config.steps, bar)
-        for evaluation in train(state, corpus, config, record.precision, steps):
+        if config.minutes:
+            evaluations = train_until(deadline, state, corpus, config, record.precision, throughput, steps)
+        else:
+            evaluations = train(state, corpus, config, record.precision, steps)
+        for evaluation in evaluations:
             record.save_and_log(state)
             console.show_evaluation(evaluation, bar)
             on_evaluation(evaluation)
