@@ -330,6 +330,8 @@ def test_flags_in_the_documentation_exist():
     known = {f"--{field.name.replace('_', '-')}" for each in types for field in dataclasses.fields(each)}
     known |= {flag.replace("--", "--no-", 1) for flag in known} | {"--help"}
     known |= {"--nproc-per-node", "--nnodes", "--rdzv-endpoint", "--no-index", "--extra-index-url"}  # of other programs
+    known |= {"--headless", "--hide-scrollbars", "--window-size", "--force-device-scale-factor", "--screenshot"}
+    known |= {"--virtual-time-budget"}
     for page in (README, RUNNING):
         text = re.sub("table: begin -->.*?<!--", "", page, flags=re.DOTALL)
         assert not set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - known
