@@ -57,7 +57,7 @@ class TrainConfig:
     warmup_steps: int = 0  # steps in which the learning rate rises from zero; at most a tenth of all steps
     schedule: Literal["constant", "linear"] = "constant"  # of the learning rate after the warm-up; linear falls to zero
     sampling: Literal["random", "epoch"] = "random"  # windows drawn at random, or each once an epoch, shuffled
-    eval_interval: int = 500  # steps from one evaluation to the next
+    eval_interval: int = 500  # steps from one evaluation to the next; --minutes evaluates when there is time
     device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
     threads: int | Literal["auto"] = "auto"  # CPU threads; auto takes the fastest number; it changes the last digits
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of matmuls; auto takes bf16 where it is faster, never on MPS

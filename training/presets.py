@@ -73,7 +73,7 @@ class ScaledConfig(TrainConfig):
     warmup_steps: int = 200  # steps in which the learning rate rises from zero; at most a tenth of all steps
     schedule: Literal["constant", "linear"] = "linear"  # of the learning rate after the warm-up; linear falls to zero
     sampling: Literal["random", "epoch"] = "epoch"  # windows drawn at random, or each once an epoch, shuffled
-    eval_interval: int = 588  # steps from one evaluation to the next
+    eval_interval: int = 588  # steps from one evaluation to the next; --minutes evaluates when there is time
     n_embd: int = 384  # channels of the residual stream
     n_head: int = 6  # attention heads, of n_embd / n_head channels each
     n_layer: int = 6  # blocks

@@ -15,7 +15,6 @@ from torch import nn
 
 from data import Corpus, load_corpus
 from training import console, ranks
-from training.beginning import begin, plan, train_until
 from training.cli import errors_in_one_line, parse, unbreakable_output
 from training.config import TrainConfig
 from training.device import choose_device, choose_precision, compile_pays
@@ -30,6 +29,7 @@ from training.resume import metadata_before
 from training.state import Evaluation, State
 from training.threads import choose_threads, threads_put_back
 from training.throughput import Throughput, measure_throughput
+from training.timed_run import begin, plan, train_until
 
 OnEvaluation = Callable[[Evaluation], None]
 

@@ -81,8 +81,9 @@ def train_until(
     part = -(-config.steps // PARTS)
     for end in [*range(part, config.steps, part), config.steps]:
         if state.step < end:
-            part_of_steps = itertools.islice(steps, end - state.step) if end < config.steps else steps
-            yield from train(state, corpus, unevaluated, precision, part_of_steps)
+            # the last part runs `steps` to its end, which also completes the bar
+            some = steps if end == config.steps else itertools.islice(steps, end - state.step)
+            yield from train(state, corpus, unevaluated, precision, some)
             if state.step < end:  # a signal has arrived
                 return
             left = deadline - time.perf_counter()
