@@ -23,24 +23,13 @@ class CharTokenizer:
     def __init__(self, text: str | Iterable[str]):
         """text: whole, or in parts where it is too long for that."""
         seen = np.zeros(0x110000, dtype=bool)  # one flag per Unicode code point
-        known = b""  # of ASCII; taking these out of a chunk is the fastest way to see whether it has others
         for chunk in _chunks(text):
-            if chunk.isascii():
-                others = chunk.encode("ascii").translate(None, known)
-                known += bytes(set(others))
-                if not others:
-                    continue
             seen[_code_points(chunk)] = True
         self._codes = np.flatnonzero(seen).astype("<u4")
         self.chars: tuple[str, ...] = tuple(map(chr, self._codes))
         # code point -> id. Any code point past the table reads its last entry, which is always unknown.
         self._ids = np.full(int(self._codes.max(initial=0)) + 2, -1, dtype=np.int32)
         self._ids[self._codes] = np.arange(len(self._codes))
-        # the same for ASCII, whose ids fit into a byte, as bytes.translate wants it: several times faster
-        self._ascii = bytes(self._codes[self._codes < 128].tolist())
-        self._ascii_ids = bytearray(256)
-        for rank, code in enumerate(self._ascii):  # no code point is below them, so their ranks come first
-            self._ascii_ids[code] = rank
 
     @property
     def vocab_size(self) -> int:
@@ -67,11 +56,6 @@ class CharTokenizer:
         """
         start = 0
         for chunk in _chunks(text):
-            end = start + len(chunk)
-            if chunk.isascii() and not (raw := chunk.encode("ascii")).translate(None, self._ascii):
-                ids[start:end] = np.frombuffer(raw.translate(self._ascii_ids), dtype=np.uint8)
-                start = end
-                continue
             found = self._ids.take(_code_points(chunk), mode="clip")
             if found.min() < 0:
                 at = int(np.argmax(found < 0))
@@ -79,8 +63,8 @@ class CharTokenizer:
                     f"the character {chunk[at]!r} at position {start + at} is not in the vocabulary of "
                     f"{self.vocab_size} characters; leave it out, or train on a text that has it"
                 )
-            ids[start:end] = found
-            start = end
+            ids[start : start + len(chunk)] = found
+            start += len(chunk)
         if start != len(ids):
             raise ValueError(f"the text has {start} characters, the array {len(ids)}")
 

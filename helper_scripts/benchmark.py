@@ -36,7 +36,7 @@ from training.update import apply_update, autocast, compute_gradients
 
 @dataclass(frozen=True)
 class Options:
-    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is the first eight
+    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; by default the first eight
     seconds: float = 3.0  # to spend on each rung's steps, about
     device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
     corpus: str = "auto"  # as for a rung: a text file, auto or pydoc

@@ -28,7 +28,7 @@ MOST_SEEDS = 1000  # a larger number is not printed
 
 @dataclass(frozen=True)
 class Options(Selection):
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # each against the first; none is the whole ladder
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # each against the first; by default the whole ladder
 
 
 def main() -> None:

@@ -37,8 +37,8 @@ TIME = (  # of 5,000 steps of pre_norm, by the time of a step of each rung
     "pre_norm",
 )
 TABLES = {
-    "Skips, then depth": CORNERS[0],
-    "Depth, then skips": CORNERS[1],
+    "Skip connections, then depth": CORNERS[0],
+    "Depth, then skip connections": CORNERS[1],
     "Equal parameters": PARAMETERS,
     "Equal time": TIME,
 }

@@ -9,9 +9,7 @@ Qwen3. Any other rung is an error that names the part which the library lacks.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,39 +152,16 @@ def usage(folder: Path | str) -> str:
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files, by name, into `folder`, which is made if needed: all of them, or none after an error.
+    """Write files, by name, into `folder`, which is made if needed; other files stay.
 
-    They are first written to a temporary folder, and are on disk before the first one is moved to its place. Other
-    files stay. Raises UserError if that fails.
+    The largest is the first, so that a full disk leaves what was there. Raises UserError if writing fails.
     """
-    made = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
-            new, old = Path(temporary, "new"), Path(temporary, "old")
-            for name, content in contents.items():
-                with atomic_write(new / name) as file:
-                    file.write(content)
-            old.mkdir()
-            try:
-                for name in contents:
-                    if (folder / name).exists():
-                        (folder / name).replace(old / name)
-                    (new / name).replace(folder / name)
-            except BaseException:  # Ctrl-C too
-                for name in contents:
-                    if not (new / name).exists():
-                        (folder / name).unlink(missing_ok=True)
-                    if (old / name).exists():
-                        (old / name).replace(folder / name)
-                raise
-    except BaseException as error:
-        if made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
-        raise
+        for name in sorted(contents, key=lambda name: -len(contents[name])):
+            with atomic_write(folder / name) as file:
+                file.write(contents[name])
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
 
 
 if __name__ == "__main__":

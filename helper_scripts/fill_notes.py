@@ -176,15 +176,15 @@ def results(loss_csv: Path) -> tuple[dict[str, str], list[str]]:
     for rung in CHAPTERS:
         scaled = issubclass(rung_module(rung).Config, ScaledConfig)
         lines[f"result {rung}"] = result(preset if scaled else own, rung)
-    lines["result gpt at full size"] = result(own, "gpt", alone=True)
+    lines["result gpt at full size"] = result(own, "gpt")
     return lines, list(dict.fromkeys(own.left_out + preset.left_out))
 
 
-def result(results: Results, rung: str, alone: bool = False) -> str:
-    """A rung's loss, its change from the rung that it is compared with (not if `alone`), and its parameters."""
+def result(results: Results, rung: str) -> str:
+    """A rung's loss, its change from the rung that it is compared with, if there is one, and its parameters."""
     runs, before = results.runs(rung), results.before(rung)
     words = f"Loss{f' with `{results.flags}`' * bool(results.flags)}: {mean_and_spread(runs['val_loss'])}"
-    if before and not alone:
+    if before:
         words += f"; change against `{before}`: {change(results.losses(before), results.losses(rung))}"
     return f"{words}. Parameters: {runs['parameters'].iloc[0]:,}."
 

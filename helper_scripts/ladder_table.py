@@ -43,7 +43,7 @@ COLUMNS = (  # losses in nats per character; FLOPs of forward, backward and upda
 
 @dataclass(frozen=True)
 class Options(Selection):
-    rungs: tuple[str, ...] = ()  # the rungs to show, by name; none is all
+    rungs: tuple[str, ...] = ()  # the rungs to show, by name; by default all
 
 
 def main() -> None:
@@ -124,7 +124,8 @@ def _flops(results: Results, label: str, parameters: int, shown: str, factor: fl
         return shown.format(factor * training_flops(results.full(label), int(parameters)))
     except UserError as error:
         line = f"no FLOPs of {label}: {error}"
-        results.left_out.extend([line] * (line not in results.left_out))
+        if line not in results.left_out:
+            results.left_out.append(line)
         return "-"
 
 

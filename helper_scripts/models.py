@@ -26,7 +26,6 @@ from training.run import count_parameters
 from training.state import State
 
 RUNGS = tuple(module.rpartition(".")[2] for module in LADDER)  # as the log names them: "residual", "gpt"
-LARGEST = {"n_layer": 1000, "n_head": 1000, "n_embd": 100_000, "block_size": 65_536}  # to build a model of
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,8 @@ def rungs_of(preset: Preset | None, holdout: bool = False) -> tuple[str, ...]:
 
 def start_of(preset: Preset | None, holdout: bool) -> str:
     """The flags that a preset and --holdout put before all others, as the log has them."""
-    return " ".join([f"--preset {preset}"] * bool(preset) + ["--holdout"] * holdout)
+    flags = [f"--preset {preset}"] if preset else []
+    return " ".join([*flags, "--holdout"] if holdout else flags)
 
 
 def join(label: str, flags: str) -> str:
@@ -135,7 +135,6 @@ def training_flops(label: str, parameters: int) -> float:
     """
     try:
         config, module = config_of(label), rung_module(label.split()[0])
-        _check_sizes(config, LARGEST)
 
         def model(vocab_size: int) -> nn.Module:
             with torch.device("meta"):  # shapes without numbers
@@ -193,25 +192,12 @@ def load_model(path: Path) -> Trained:
         module, tokenizer = rung_module(rung), CharTokenizer(content["metadata"]["alphabet"])
         names = {field.name for field in fields(module.Config)} - {"loss_csv", "runs_dir"}
         config = module.Config(**{name: value for name, value in content["config"].items() if name in names})
-        # a damaged file must not make this build a model much larger than its weights
-        shapes = [tensor.shape for tensor in content["weights"].values()]
-        largest = max((size for shape in shapes for size in shape), default=0)
-        _check_sizes(config, LARGEST | {"n_layer": len(shapes), "n_embd": largest})
-        if tokenizer.vocab_size > largest:
-            raise UserError(f"its alphabet has {tokenizer.vocab_size} characters, its weights at most {largest} rows")
         model = module.LanguageModel(tokenizer.vocab_size, config)
         model.load_state_dict(content["weights"])
     except Exception as error:
         raise UserError(f"{path} does not fit {rung} as it is now: {one_line(error)}; train it again") from None
     finished = content["step"] == content["metadata"]["steps"]
     return Trained(path, model.eval(), config, tokenizer, content["metadata"], content["seconds"], finished)
-
-
-def _check_sizes(config: TrainConfig, largest: dict[str, int]) -> None:
-    """Raises UserError for a model that is larger than `largest` says, by the names of the settings."""
-    for name, most in largest.items():
-        if getattr(config, name, 0) > most:
-            raise UserError(f"its {name} is {getattr(config, name)}, more than {most}")
 
 
 def one_line(error: Exception) -> str:

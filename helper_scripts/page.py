@@ -131,7 +131,7 @@ def find_rungs(options: Options, corpus: Corpus) -> tuple[list[Rung], list[str]]
             missing.append(f"left out {name}: its file fails ({type(error).__name__})")
             continue
         trained = {}
-        for preset in {own: 0, **dict.fromkeys(LIVE.get(name, ()))}:
+        for preset in dict.fromkeys((own, *LIVE.get(name, ()))):
             trained[preset] = _find_model(results[preset], name, options, corpus)
             if not trained[preset]:
                 flags = f" --preset {preset}" if preset else ""

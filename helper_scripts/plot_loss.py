@@ -37,7 +37,7 @@ X = {"steps": "step", "seconds": "seconds", "characters": "tokens"}  # columns o
 
 @dataclass(frozen=True)
 class Options(Selection):
-    rungs: tuple[str, ...] = ()  # the rungs to draw, by name; none is all
+    rungs: tuple[str, ...] = ()  # the rungs to draw, by name; by default all
     x: Literal["steps", "seconds", "characters"] = "steps"  # what the curves are drawn against
     out: Path | None = None  # the picture to write; its ending is the format: png, svg, pdf
 
@@ -93,15 +93,17 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
         curves, ladder = figure.subfigures(2, 1, height_ratios=heights)
         if panels:
-            _curves(sns, curves, results, rows, panels, palette, x)
-        _ladder(sns, ladder.subplots(), results, palette)
+            _curves(curves, results, rows, panels, palette, x)
+        _ladder(ladder.subplots(), results, palette)
     what = f"{results.corpus}{results.flags and f', {results.flags}'}"
     figure.suptitle(f"{what}:\nmeans over seeds, with a band of a standard deviation", fontsize="medium")
     return figure
 
 
-def _curves(sns, figure, results: Results, rows: pd.DataFrame, labels: list[str], palette: dict, x: str) -> None:
+def _curves(figure, results: Results, rows: pd.DataFrame, labels: list[str], palette: dict, x: str) -> None:
     """The panels, with the loss in nats per character against x. Axes have numbers if the next panel's axes differ."""
+    import seaborn as sns
+
     panels = {}
     for number, label in enumerate(labels):
         panel = panels[number] = figure.add_subplot(math.ceil(len(labels) / COLUMNS), COLUMNS, number + 1)
@@ -137,8 +139,10 @@ def _curves(sns, figure, results: Results, rows: pd.DataFrame, labels: list[str]
     figure.legend(handles, list(lines), loc="outside lower center", ncols=3, fontsize="medium")
 
 
-def _ladder(sns, panel: Axes, results: Results, palette: dict) -> None:
+def _ladder(panel: Axes, results: Results, palette: dict) -> None:
     """The final validation loss of every run, and of each rung the mean with its 95% interval."""
+    import seaborn as sns
+
     order = results.order
     which = {"x": "val_loss", "y": "label", "hue": "label", "order": order, "hue_order": order, "palette": palette}
     sns.stripplot(results.final(), **which, jitter=False, alpha=0.6, ax=panel)

@@ -173,7 +173,8 @@ def _averaged(runs: pd.DataFrame, now: list[str], label: str, report: _Report) -
         return runs
     if not (runs[CODE] == now).all(axis=1).any():
         now = runs[CODE].iloc[-1].tolist()
-        report.earlier += [label] * ("@" not in label)
+        if "@" not in label:
+            report.earlier.append(label)
     runs = keep(runs, (runs[CODE] == now).all(axis=1), "of other code, of the rung or shared")
     seeds = runs[::-1].groupby("precision", sort=False)["seed"].nunique()  # the latest precision first, for a tie
     runs = keep(runs, runs["precision"] == seeds.idxmax(), "in another precision than most of their rung's")

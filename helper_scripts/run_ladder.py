@@ -36,8 +36,8 @@ from training.teachers import MODERN, default_teacher, has_default_teacher
 
 @dataclass(frozen=True)
 class Options:
-    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs, by name; none is 1 to 7, or all of a preset
-    seeds: tuple[int, ...] = (1,)  # how many, from 0 on; several numbers are the seeds themselves (7 7 is only 7)
+    rungs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # rungs; by default 1 to 7, or all of a preset
+    seeds: tuple[int, ...] = (1,)  # N: seeds 0 to N - 1; several numbers: these seeds (7 7 for seed 7 alone)
     preset: Preset | None = None  # settings instead of the rungs' own
     holdout: bool = False  # validate on the last tenth of the train split, to choose settings
     again: bool = False  # also train runs that are in the log

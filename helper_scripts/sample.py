@@ -18,7 +18,6 @@ from typing import Annotated
 import torch
 import tyro
 
-from data import UserError
 from helper_scripts.models import load_models
 from training.cli import errors_in_one_line, parse
 from training.config import RUNS_DIR, check_ranges
@@ -30,7 +29,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newlin
 
 @dataclass(frozen=True)
 class Options:
-    models: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # checkpoints or rungs; none is the latest of all
+    models: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # checkpoints or rungs; by default the latest
     prompt: str = ""  # the text to continue; empty is a line break
     length: int = 400  # characters to add
     temperature: float = 1.0  # divides the logits; 0 takes the likeliest character
@@ -42,8 +41,6 @@ class Options:
 
     def __post_init__(self):
         check_ranges(self)
-        if not 0 <= self.length < 2**63:
-            raise UserError(f"--length is {self.length}; it has to be 0 or more")
 
 
 def main() -> None:

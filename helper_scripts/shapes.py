@@ -80,7 +80,8 @@ def alike(layers: list[LayerInfo]) -> list[LayerInfo]:
         if layer.parent_info and layer.children and isinstance(layer.parent_info.module, nn.ModuleList | nn.Sequential):
             parts = [(each.depth, each.var_name, *row(each)) for each in layer.children]
             look = (id(layer.parent_info), *row(layer), *parts)
-            found += [layer] * (look in seen)
+            if look in seen:
+                found.append(layer)
             seen.add(look)
     return found
 

@@ -15,7 +15,13 @@ from torch import nn
 
 from training import TrainConfig, run
 
-LESSON = ("Config", "FeedForward", "Block", "LanguageModel.__init__", "LanguageModel.forward")  # from multi_head.py
+LESSON = (  # what differs from multi_head.py
+    "Config",
+    "FeedForward",
+    "Block",
+    "LanguageModel.__init__",
+    "LanguageModel.forward",
+)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Rung 3, multi-head attention: several heads, output projection.
 
 What is new: the channels are split among four heads, each with attention weights of its own. So one head may attend to
-the last vowel and another to the start of the line. An output projection then mixes the heads' outputs.
+the last vowel and another to the last space. An output projection then mixes the heads' outputs.
 
 In the curve: the loss falls by more than at any other of the small rungs, for one more small matrix.
 """

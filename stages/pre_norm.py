@@ -4,7 +4,8 @@ What is new: the LayerNorm moves from after each addition to before each sub-lay
 Xiong et al., 2020). Every sub-layer still gets normalised vectors, but the residual stream itself is a plain sum from
 the embedding to the output. A final LayerNorm normalises that sum before the logits.
 
-In the curve: level with post-norm at this depth. Pre-norm helps in deeper models, from the next rung on.
+In the curve: level with post-norm at this depth. With twelve blocks, pre-norm learns where post-norm hardly does
+(notes.md, chapters 6 and 7).
 """
 
 from dataclasses import dataclass

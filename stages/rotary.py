@@ -42,7 +42,7 @@ def rotary_angles(block_size, d):
 def apply_rotary(x, cos, sin):
     """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), last T used."""
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
-    cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
+    cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]  # (T, D / 2) each
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
 
 

@@ -39,7 +39,7 @@ def rotary_angles(block_size, d):
 def apply_rotary(x, cos, sin):
     """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), last T used."""
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
-    cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
+    cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]  # (T, D / 2) each
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
 
 
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
     def forward(self, x, mask, cos, sin):
         # (B, T, 3C) -> three times (B, H, T, D), with H heads of D = C / H channels
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
-        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; in fp32 like its gains
+        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; fp32, as gains are
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # scores now depend on distances alone
         # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot

@@ -17,7 +17,12 @@ from training.cache import Cache
 from training.dropout import Dropout
 from training.optimizers import adamw
 
-LESSON = ("SelfAttention.__init__", "SelfAttention.forward", "Block.forward", "LanguageModel.forward")  # from muon.py
+LESSON = (  # what differs from muon.py
+    "SelfAttention.__init__",
+    "SelfAttention.forward",
+    "Block.forward",
+    "LanguageModel.forward",
+)
 
 
 class Config(ScaledConfig):
@@ -34,7 +39,7 @@ def rotary_angles(block_size, d):
 def apply_rotary(x, cos, sin):
     """Rotate each pair of channels, i and i + D / 2, by its angle: x (B, H, T, D); cos, sin (S, D / 2), last T used."""
     a, b = x.chunk(2, dim=-1)  # (B, H, T, D / 2) each
-    cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]
+    cos, sin = cos[-x.shape[2] :], sin[-x.shape[2] :]  # (T, D / 2) each
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)  # (B, H, T, D)
 
 
@@ -57,7 +62,7 @@ class SelfAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "batch time (qkv head d) -> qkv batch head time d", qkv=3, head=self.n_head)
         first_values = v if first_values is None else first_values  # (B, H, T, D); None in the first block
         v = self.value_lambdas[0] * first_values + self.value_lambdas[1] * v
-        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; in fp32 like its gains
+        q, k = self.q_norm(q.float()), self.k_norm(k.float())  # of length sqrt(D), times a gain; fp32, as gains are
         k, v = self.cache(k, v)  # (B, H, S, D): S = T, but while generating S counts the cached positions too
         q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)  # scores now depend on distances alone
         # a dot product of D channels of variance 1 has variance D; scaled to 1, so that softmax does not start one-hot
@@ -103,14 +108,14 @@ class Block(nn.Module):
 def newton_schulz(x):
     """Matrices x (N, R, C) -> the same singular vectors, singular values of 0.68 to 1.20 (Jordan et al., 2024).
 
-    Each iteration applies a s + b s^3 + c s^5 to every singular value s; those below 1/500 of x's norm stay smaller.
+    Each iteration applies a s + b s^3 + c s^5 to every singular value s; those below 1/670 of x's norm stay smaller.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x  # x @ x.mT is then the smaller of the two Gram matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)  # no singular value is above one
     for _ in range(5):
-        gram = x @ x.mT
+        gram = x @ x.mT  # (N, R, R)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram @ gram
         x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + polynomial @ x
     return x.mT if tall else x

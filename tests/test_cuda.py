@@ -19,7 +19,8 @@ def on_cuda(corpus):
 def test_training_does_not_synchronize_between_evaluations(on_cuda, small, monkeypatch):
     monkeypatch.setattr("training.loop.evaluate", lambda *args, **kwargs: Evaluation(0, 0.0, 0.0, 0.0))
     monkeypatch.setattr("training.loop.synchronize", lambda device: None)
-    monkeypatch.setattr("training.loop.check_finite", lambda loss, step: None)
+    checked = []  # steps whose loss was read; reading it makes the CPU wait
+    monkeypatch.setattr("training.loop.check_finite", lambda loss, step: checked.append(step))
     config = small(gpt, steps=5, eval_interval=100, dropout=0.2, batch_size=64, block_size=256)
     model = gpt.LanguageModel(on_cuda.tokenizer.vocab_size, config).cuda()
     run = train(State.at_start(model, config), on_cuda, config, "bf16", range(5))
@@ -29,6 +30,7 @@ def test_training_does_not_synchronize_between_evaluations(on_cuda, small, monke
         next(run)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert checked == [4]
 
 
 def test_cuda_trains_like_the_cpu_and_large_models_use_bf16(corpus, on_cuda, small):

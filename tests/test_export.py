@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -147,34 +148,18 @@ def test_a_folder_that_is_not_empty_is_refused_without_force(exported, tmp_path,
     assert content(tmp_path) == content(folder) | {"other.txt": b"mine"}
 
 
-@pytest.mark.parametrize("there", [{}, {"a": b"old a", "b": b"old b", "mine": b"mine"}], ids=["new", "forced"])
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_ctrl_c_at_any_file_leaves_the_folder_unchanged(there, after, tmp_path, monkeypatch):
-    """Ctrl-C comes before or after each rename that puts a file in its place."""
-    folder, replace, left = tmp_path / "out", Path.replace, 0
-
-    def interrupted(path: Path, target: Path) -> Path:
-        nonlocal left
-        left -= 1
-        if left != 0:
-            return replace(path, target)
-        if after:
-            replace(path, target)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "replace", interrupted)
+@pytest.mark.parametrize("there", [{}, {"config.json": b"old", "model.safetensors": b"old weights"}])
+def test_a_full_disk_leaves_the_folder_unchanged(there, tmp_path, monkeypatch, exported, command):
+    checkpoint, _ = exported("pre_norm")
     for name, old in there.items():
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_bytes(old)
-    new = {"a": b"new a", "b": b"new b", "c": b"new c"}
-    for count in range(1, 2 * len(new) + len(there.keys() & new.keys()) + 1):
-        left = count
-        with pytest.raises(KeyboardInterrupt):
-            export.write_folder(folder, new)
-        assert folder.exists() == bool(there)
-        assert content(folder) == there
-    export.write_folder(folder, new)
-    assert content(folder) == there | new
+        (tmp_path / name).write_bytes(old)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left" in command(export, checkpoint, "--out", tmp_path, "--force", fails=True)
+    assert content(tmp_path) == there
 
 
 @pytest.mark.parametrize(

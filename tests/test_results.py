@@ -168,8 +168,6 @@ def broken(rung):
 @pytest.mark.parametrize(
     ("flags", "parameters", "replaced", "words"),
     [
-        ("--n-layer 1000000000", 42369, None, "its n_layer is 1000000000"),
-        ("--block-size 1000000000", 42369, None, "its block_size is"),
         ("", 10**18, None, "no alphabet gives it 1,000,000,000,000,000,000 parameters"),
         ("--tyro-write-completion bash x", 42369, None, "--tyro-write-completion is no setting"),
         ("", 42369, (stages.residual.LanguageModel, "__init__", needs_numbers), "Error: "),
@@ -320,23 +318,21 @@ def test_a_model_is_loaded_as_it_was_saved(checkpoint):
 @pytest.mark.parametrize(
     ("part", "change", "words"),
     [
-        ("config", {"n_layer": 10**9}, "n_layer is 1000000000"),
-        ("config", {"n_embd": 4096}, "n_embd is 4096"),
+        ("config", {"n_embd": 64}, "does not fit residual"),
         ("config", {"steps": "5_000"}, "does not fit residual"),
         ("config", {"learning_rate": -1.0}, "--learning-rate is -1.0"),
-        ("metadata", {"alphabet": "".join(map(chr, range(1000, 90_000)))}, "its alphabet has"),
+        ("metadata", {"alphabet": "abc"}, "does not fit residual"),
         ("metadata", {"rung": "none"}, "the ladder does not name"),
         ("metadata", {"rung": "pre_norm"}, "does not fit pre_norm"),
-        ("weights", {"lm_head.bias": torch.tensor([math.nan])}, "not a checkpoint"),
         ("weights", {"\x1b[31m": torch.zeros(1)}, "does not fit residual"),
     ],
 )
-def test_a_manipulated_checkpoint_is_a_one_line_error(part, change, words, checkpoint, tmp_path):
+def test_a_checkpoint_that_does_not_fit_its_rung_is_a_one_line_error(part, change, words, checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content[part] |= change
-    torch.save(content, tmp_path / "crafted.pt")
+    torch.save(content, tmp_path / "other.pt")
     with pytest.raises(UserError) as error:
-        load_model(tmp_path / "crafted.pt")
+        load_model(tmp_path / "other.pt")
     assert words in str(error.value) and str(error.value).isprintable()
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import re
 import subprocess
 import sys
 
@@ -59,23 +58,10 @@ def test_flags_are_read_back_as_the_same_config(preset, flags):
         assert changed_flags(config) == (f"--preset {preset}" if preset else "")
 
 
-def test_help_has_a_line_for_every_flag_with_its_default(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as stop:
-        run(gpt.LanguageModel, gpt.Config, ["--help"])
-    assert not stop.value.code
-    printed = capsys.readouterr().out
-    options = " ".join(re.sub("[│╭╰─╮╯]", " ", printed).split())
-    assert gpt.__doc__.partition("\n")[0] in options
-    for field in dataclasses.fields(gpt.Config):
-        flag = "--" + field.name.replace("_", "-")
-        assert re.search(rf"{flag}\b[^(]*? \w+ \w+.*?\(default: ", options), flag
-
-
 BAD = [
     ["--steps", "0", "--steps is 0; it has to be 1 or more"],
     ["--steps", "many", "--steps"],
-    ["--n-head", "5", "--n-embd 384 is not divisible by --n-head 5; try --n-embd 385"],
+    ["--n-head", "5", "--n-embd 384 is not divisible by --n-head 5; try --n-embd 390"],
     ["--n-embd", "18", "--n-embd 18 gives each of 6 heads 3 channels, an odd number; try --n-embd 24"],
     ["--learning-rate", "nan", "--learning-rate is nan; it has to be a finite number above 0"],
     ["--dropout", "1", "--dropout is 1.0; it has to be at least 0 and below 1"],

@@ -25,10 +25,10 @@ from training.config import config_hash, settings
 from training.evaluate import summed_loss
 from training.loop import train
 from training.minutes import (
+    choose_steps,
     has_time_to_evaluate,
     is_large_enough,
     rough_plan,
-    settle,
     sizes,
     timed_steps,
     with_dropout_for_its_epochs,
@@ -49,7 +49,7 @@ def test_a_plan_for_ten_minutes_matches_one_by_hand(corpus):
     assert (plan.steps, plan.warmup_steps, plan.eval_interval) == (550, 27, 250)  # a 20th of the steps to warm up
     # the beginning has taken 28 s and its evaluation 20. Of the other 552 s a twentieth, 27.6 s, is for evaluations
     # before the last; the last takes 20 s and the sample 10, which leaves 494 s
-    settled = settle(plan, throughput, 552, timed_steps(plan))
+    settled = choose_steps(plan, throughput, 552, timed_steps(plan))
     assert (timed_steps(plan), settled.steps) == (28, 28 + 494)
     # after half of these steps, on time, 27 s will not be needed, half of them until now: more than half an evaluation
     half = SimpleNamespace(step=261, seconds=261.0)
@@ -67,7 +67,7 @@ def test_the_beginning_is_that_of_the_settled_run(schedule, warmup_steps, speed,
     config = gpt.Config(schedule=schedule, warmup_steps=warmup_steps, eval_interval=10)
     plan = rough_plan(config, Throughput(1.0, 1.0, 1.0), 600, corpus)
     done = timed_steps(plan)
-    settled = settle(plan, Throughput(speed, 1.0, 1.0), 600 - done * speed, done)
+    settled = choose_steps(plan, Throughput(speed, 1.0, 1.0), 600 - done * speed, done)
     assert settled.steps > done
     assert done >= (29 if schedule == "constant" else 1 + min(warmup_steps, 29))
     for step in range(done):
@@ -224,10 +224,12 @@ def test_dropout_depends_on_the_number_of_epochs(corpus):
 def test_a_long_run_prints_its_length_and_how_to_shorten_it(capsys):
     def message(seconds: float, **state) -> str:
         start = SimpleNamespace(**{"step": 0, "evaluations": []} | state)
-        console.say_how_long(TrainConfig(steps=1000), start, Throughput(seconds / 1000, 0.0, 0.0))
+        console.print_duration(TrainConfig(steps=1000), start, Throughput(seconds / 1000, 0.0, 0.0))
         return capsys.readouterr().out
 
     assert "minutes" not in message(100)
-    assert "this will take about 50 minutes; for less, stop it and start again with --minutes 10" in message(3000)
+    assert "this will take about 50 minutes; for a shorter run, stop it and start again with --minutes 10" in message(
+        3000
+    )
     assert "about 2.5 hours" in message(9000)
     assert "about 25 minutes more\n" in message(3000, step=500, evaluations=[0])

@@ -20,10 +20,10 @@ NOT_HASHED = frozenset(
     | {"runs_dir", "resume", "skip_device_check", "prompt", "sample_length", "temperature", "top_k"}
 )
 
-# The allowed values of the project's settings. A rung checks the fields that it adds.
+# The allowed values of settings, by name. A rung of your own checks its new fields in its __post_init__.
 RULES = {
     "1 or more": {"steps", "batch_size", "block_size", "eval_interval", "n_embd", "n_head", "n_layer"},
-    "0 or more": {"seed", "warmup_steps", "sample_length", "top_k"},
+    "0 or more": {"seed", "warmup_steps", "sample_length", "length", "top_k"},
     "a finite number above 0": {"learning_rate"},
     "a finite number, 0 or more": {"minutes", "weight_decay", "temperature"},
     "at least 0 and below 1": {"beta2", "dropout"},
@@ -77,9 +77,8 @@ class TrainConfig:
             raise UserError("--resume needs the number of steps of the stopped run: use --steps instead of --minutes")
         n_embd, n_head = getattr(self, "n_embd", 0), getattr(self, "n_head", 1)
         if n_embd % n_head:
-            raise UserError(
-                f"--n-embd {n_embd} is not divisible by --n-head {n_head}; try --n-embd {-(-n_embd // n_head) * n_head}"
-            )
+            fitting = -(-n_embd // (2 * n_head)) * 2 * n_head  # an even number of channels a head, as rotary needs
+            raise UserError(f"--n-embd {n_embd} is not divisible by --n-head {n_head}; try --n-embd {fitting}")
 
     @classmethod
     def from_preset(cls, preset: str | None):

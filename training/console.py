@@ -21,7 +21,7 @@ LONG = 120  # seconds; a run that takes longer says so before it starts
 OFF = 0.05  # share of --minutes; a run that is off by more says why
 
 
-def say_what_starts(script: Path, corpus: Corpus, config: TrainConfig, parameters: int, precision: str) -> None:
+def print_start(script: Path, corpus: Corpus, config: TrainConfig, parameters: int, precision: str) -> None:
     held_out = ", held out of the train split" if config.holdout else ""
     print(
         f"{script.stem}: {parameters:,} parameters, {precision} on {describe(corpus.train.device)}, "
@@ -32,45 +32,46 @@ def say_what_starts(script: Path, corpus: Corpus, config: TrainConfig, parameter
     )
 
 
-def say_what_is_planned(plan: TrainConfig) -> None:
+def print_plan(plan: TrainConfig) -> None:
     """Before the timed start of a run with --minutes."""
     dropout = f", dropout {plan.dropout:g}" if hasattr(plan, "dropout") else ""
     print(
         f"about {plan.steps:,} steps of {plan.batch_size} x {plan.block_size} characters{dropout}; "
-        "the first are timed, to decide the number; before them, the untrained loss",
+        "first the untrained model's loss; then the first steps are timed, and their time decides the number of steps",
         flush=True,
     )
 
 
-def say_what_was_settled(script: Path, config: TrainConfig, corpus: Corpus) -> None:
+def print_chosen_steps(script: Path, config: TrainConfig, corpus: Corpus) -> None:
     """What --minutes chose, as the command that repeats the run."""
     repeat = as_typed(script, replace(config, minutes=0.0))
     print(
-        f"{config.minutes:g} minutes are {config.steps:,} steps here, {epochs(config, corpus):.1f} epochs; "
+        f"{config.steps:,} steps, {epochs(config, corpus):.1f} epochs, fit into {config.minutes:g} minutes here; "
         f"to repeat this run: {repeat}",
         flush=True,
     )
 
 
-def say_how_long(config: TrainConfig, state: State, throughput: Throughput) -> None:
+def print_duration(config: TrainConfig, state: State, throughput: Throughput) -> None:
     size = f"{config.batch_size} x {config.block_size} characters"
     begun = bool(state.evaluations)
     if begun:
         print(f"going on after step {state.step:,} of {config.steps:,}, of {size} each", flush=True)
     else:
-        print(f"{config.steps:,} steps of {size}; first, the untrained loss", flush=True)
+        print(f"{config.steps:,} steps of {size}; first, the loss of the untrained model", flush=True)
     minutes = throughput.seconds(config, state.step) / 60
     if minutes * 60 > LONG:
         duration = f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-        less = max((choice for choice in (1, 2, 5, 10) if choice < minutes / 2), default=1)
-        more = " more" if begun else f"; for less, stop it and start again with --minutes {less}"
-        print(f"this will take about {duration}{more}", flush=True)
+        advice = " more" if begun else ""
+        if not begun and getattr(config, "teachers", None) != ():  # a default teacher and --minutes exclude each other
+            shorter = max(choice for choice in (1, 2, 5, 10) if choice <= minutes / 2)
+            advice = f"; for a shorter run, stop it and start again with --minutes {shorter}"
+        print(f"this will take about {duration}{advice}", flush=True)
 
 
 def progress_bar(rung: str, done: int, steps: int) -> tqdm:
-    # in a file or a pipe, a line every few seconds is enough
-    # the rate is that of the whole run, because the evaluations to come take time too
-    pause = 0.1 if sys.stderr.isatty() else 5
+    pause = 0.1 if sys.stderr.isatty() else 5  # seconds; in a file or a pipe, fewer lines are enough
+    # smoothing=0: the rate is that of the whole run, because the evaluations to come take time too
     return tqdm(total=steps, initial=done, desc=rung, unit="step", mininterval=pause, smoothing=0)
 
 
@@ -81,7 +82,7 @@ def show_evaluation(evaluation: Evaluation, bar: tqdm) -> None:
     sys.stdout.flush()  # for those who read it through a pipe
 
 
-def say_how_to_go_on(script: Path, config: TrainConfig, state: State, record: Record) -> None:
+def print_resume_command(script: Path, config: TrainConfig, state: State, record: Record) -> None:
     kept = "not saved" if record.unsaved else "saved"
     again = as_typed(script, replace(config, minutes=0.0, resume=True))
     print(f"stopped after step {state.step:,} of {config.steps:,}, {kept}; to go on: {again}", file=sys.stderr)
@@ -93,7 +94,7 @@ def report(sample: str, config: TrainConfig, state: State, record: Record, secon
     print(f"\n{sample}\n")
     print(f"validation loss {last.val_loss:.4f} after {last.seconds:.1f} s of training")
     if lowest := lowest_before_overfitting(state.evaluations):
-        _say_that_it_overfits(config, lowest)
+        _print_overfitting(config, lowest)
     elif last.val_loss > first.val_loss:
         print(
             f"WARNING: the run has diverged: its loss began at {first.val_loss:.4f}; try a smaller --learning-rate",
@@ -108,11 +109,11 @@ def report(sample: str, config: TrainConfig, state: State, record: Record, secon
         change = "faster" if off > 0 else "slower"
         print(
             f"this took {seconds / 60:.2f} minutes, not {config.minutes:g}: the machine was {change} than while its "
-            f"first steps were timed; at this speed, --steps {max(1, config.steps + int(off / step))} fills them"
+            f"first steps were timed; at this speed, --steps {max(1, config.steps + int(off / step))} takes that time"
         )
 
 
-def _say_that_it_overfits(config: TrainConfig, lowest: Evaluation) -> None:
+def _print_overfitting(config: TrainConfig, lowest: Evaluation) -> None:
     """Name only flags that this rung has and this run used."""
     shorter = "--minutes" if config.minutes else "--steps"
     dropout = f", or more --dropout than {config.dropout:g}" if hasattr(config, "dropout") else ""

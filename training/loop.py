@@ -30,7 +30,8 @@ def train(
     `steps` counts on from `state.step` and may end early. Evaluations do not change the training: the final weights are
     the same, however often the model is evaluated. Raises UserError if a loss is not finite.
     """
-    model, device, loss = state.model, corpus.train.device, None
+    model, device = state.model, corpus.train.device
+    loss = None  # of the last step; None before the first
     if not state.evaluations:
         yield evaluate(state, corpus, config)
     model.train()

@@ -16,8 +16,10 @@ from training.state import State
 from training.throughput import Throughput, epochs
 
 EVALUATIONS_SHARE = 0.05  # of the time, for evaluations between the first and the last, and for errors of the plan
-BEGINNING_SHARE = 20  # the beginning is at most a 20th of the planned steps
-WARMUP_SHARE = 10  # the schedule allows a warm-up of a 10th of the steps: the plan may have twice too many
+# The schedule allows a warm-up of a tenth of the steps. The plan has one of a twentieth, because it may have twice too
+# many steps.
+WARMUP_DIVISOR = 10
+BEGINNING_DIVISOR = 20
 
 # Smaller models for short times, each with the number of epochs above which the next larger one has a lower loss in the
 # same time (docs/log.md). After the last comes the rung's own size.
@@ -34,7 +36,8 @@ def sizes(config: TrainConfig) -> list[tuple[TrainConfig, float]]:
     Only `config` itself without --minutes, with a preset or a size other than the rung's own, and for rungs without
     `small_for_minutes`. Other settings that differ from the rung's own override those of the small sizes.
     """
-    named = {name: value for name, value in vars(config).items() if value != getattr(type(config)(), name)}
+    own = type(config)()
+    named = {name: value for name, value in vars(config).items() if value != getattr(own, name)}
     if not (config.minutes and getattr(config, "small_for_minutes", False)) or named.keys() & SIZES:
         return [(config, math.inf)]
     small = [(replace(config.from_preset(of["preset"]), **(of | named)), too_many) for of, too_many in SMALL]
@@ -59,23 +62,23 @@ def rough_plan(config: TrainConfig, throughput: Throughput, seconds: float, corp
             f"--minutes {config.minutes:g} leaves no time for a step; start-up, two evaluations, a sample and "
             f"a step take {needed:.0f} s here: give it more, or use a smaller --batch-size or model"
         )
-    config = replace(config, steps=steps, warmup_steps=min(config.warmup_steps, steps // BEGINNING_SHARE))
+    config = replace(config, steps=steps, warmup_steps=min(config.warmup_steps, steps // BEGINNING_DIVISOR))
     return with_dropout_for_its_epochs(config, corpus)
 
 
 def timed_steps(plan: TrainConfig) -> int:
-    """How many steps of `plan` are the same for any number of steps that `settle` may choose."""
-    steps = plan.warmup_steps + 1 if plan.schedule == "linear" else plan.steps // BEGINNING_SHARE
+    """How many steps of `plan` are the same for any number of steps that `choose_steps` may choose."""
+    steps = plan.warmup_steps + 1 if plan.schedule == "linear" else plan.steps // BEGINNING_DIVISOR
     return min(steps, plan.steps - 1)
 
 
-def settle(plan: TrainConfig, throughput: Throughput, seconds: float, done: int) -> TrainConfig:
+def choose_steps(plan: TrainConfig, throughput: Throughput, seconds: float, done: int) -> TrainConfig:
     """`plan` with its number of steps: the `done` steps of the beginning, and those that fit into `seconds`.
 
     The time includes the last evaluation and the sample, and a twentieth for evaluations before the last.
     """
     seconds = (1 - EVALUATIONS_SHARE) * seconds - throughput.sample - throughput.evaluation
-    return replace(plan, steps=max(done + int(seconds / throughput.step), done + 1, WARMUP_SHARE * plan.warmup_steps))
+    return replace(plan, steps=max(done + int(seconds / throughput.step), done + 1, WARMUP_DIVISOR * plan.warmup_steps))
 
 
 def has_time_to_evaluate(config: TrainConfig, state: State, throughput: Throughput, seconds: float) -> bool:

@@ -9,7 +9,7 @@ from training.checkpoint import as_saved, checkpoint_path, load_checkpoint
 from training.config import TrainConfig, settings
 from training.state import Evaluation, State
 
-SAME = {  # metadata that has to be equal, and its name in messages
+MUST_MATCH = {  # metadata that has to be equal, and its name in messages
     "rung": "rung",
     "seed": "seed",
     "corpus_sha256": "corpus",
@@ -18,7 +18,7 @@ SAME = {  # metadata that has to be equal, and its name in messages
     "rung_code": "code of the rung",
     "shared_code": "shared code",
 }
-TOLD = ("torch", "device", "processor", "threads")  # metadata that may differ, with a warning
+MAY_DIFFER = ("torch", "device", "processor", "threads")  # metadata that may differ, with a warning
 
 
 def resume(path: Path, state: State, config: TrainConfig, metadata: dict) -> dict:
@@ -31,7 +31,8 @@ def resume(path: Path, state: State, config: TrainConfig, metadata: dict) -> dic
     content = load_checkpoint(path)
     if differences := _differences(content, config, metadata):
         raise UserError(
-            f"--resume: {path} is of another run: {'; '.join(differences)}; leave out --resume to start again"
+            f"--resume: {path} is of another run: {'; '.join(differences)}; "
+            "to start again, delete that file and leave out --resume"
         )
     try:
         state.model.load_state_dict(content["weights"])
@@ -42,7 +43,8 @@ def resume(path: Path, state: State, config: TrainConfig, metadata: dict) -> dic
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--resume: {path} does not fit this code: {reason}; leave out --resume to start again"
+            f"--resume: {path} does not fit this code: {reason}; "
+            "to start again, delete that file and leave out --resume"
         ) from None
     return content["metadata"]
 
@@ -55,12 +57,12 @@ def metadata_before(rung: str, config: TrainConfig, sha256: str) -> dict | None:
 
 def what_differs(there: dict, here: dict) -> list[str]:
     """The allowed differences between two runs' metadata: "torch 2.12.0, and goes on with 2.13.0"."""
-    return [f"{name} {there[name]}, and goes on with {here[name]}" for name in TOLD if there[name] != here[name]]
+    return [f"{name} {there[name]}, and goes on with {here[name]}" for name in MAY_DIFFER if there[name] != here[name]]
 
 
 def _differences(content: dict, config: TrainConfig, here: dict) -> list[str]:
     """How the run of a checkpoint differs from the run to resume: "dropout 0.2, here 0.1"."""
-    there, names = content["metadata"], dict(SAME)
+    there, names = content["metadata"], dict(MUST_MATCH)
     if config.precision != "auto":
         names["precision"] = "precision"
     found = [

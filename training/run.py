@@ -27,7 +27,7 @@ from training.minutes import is_large_enough, sizes
 from training.record import Record, check_outputs
 from training.resume import metadata_before
 from training.state import Evaluation, State
-from training.threads import choose_threads, threads_put_back
+from training.threads import choose_threads, restored_threads
 from training.throughput import Throughput, measure_throughput
 from training.timed_run import begin, plan, train_until
 
@@ -58,19 +58,20 @@ def train_rung(
     """
     started = time.perf_counter() if started is None else started
     script, device = Path(inspect.getfile(language_model)), choose_device(config.device)
-    with ranks.process_group(device), unbreakable_output(), threads_put_back():
+    with ranks.process_group(device), unbreakable_output(), restored_threads():
         corpus, model, config, precision, throughput = choose_size(language_model, config, device)
-        console.say_what_starts(script, corpus, config, count_parameters(model), precision)
+        deadline = started + 60 * config.minutes  # by time.perf_counter; for runs with --minutes
+        console.print_start(script, corpus, config, count_parameters(model), precision)
         throughput, compiled = choose_compile(model, corpus, config, precision, throughput)
         if config.minutes:
-            config = plan(corpus, config, throughput, started)
+            config = plan(corpus, config, throughput, deadline)
             model = build_model(language_model, corpus, config)  # with the dropout of the plan
         state = State.at_start(model, config, compiled=compiled)
         with stop_on_signals() as stop:
             if config.minutes:
-                config, throughput = begin(state, corpus, config, precision, throughput, started, script, stop)
+                config, throughput = begin(state, corpus, config, precision, throughput, deadline, script, stop)
             with contextlib.closing(Record(script, config, corpus, count_parameters(model), precision)) as record:
-                train_and_record(state, record, throughput, stop, on_evaluation, started + 60 * config.minutes)
+                train_and_record(state, record, throughput, stop, on_evaluation, deadline)
         if ranks.rank() == 0:
             console.report(sample(model, corpus, config), config, state, record, time.perf_counter() - started)
         return state.evaluations[-1]
@@ -153,7 +154,7 @@ def train_and_record(
         record.save_and_log(state)
         on_evaluation(state.evaluations[0])
     else:
-        console.say_how_long(config, state, throughput)
+        console.print_duration(config, state, throughput)
     with console.progress_bar(record.script.stem, state.step, config.steps) as bar:
         steps = steps_until(stop, state.step, config.steps, bar)
         if config.minutes:
@@ -166,7 +167,7 @@ def train_and_record(
             on_evaluation(evaluation)
     if state.step < config.steps:  # still inside stop_on_signals, so a second SIGTERM does not interrupt saving
         record.save(state)
-        console.say_how_to_go_on(record.script, config, state, record)
+        console.print_resume_command(record.script, config, state, record)
         raise SystemExit(stop.exit_status)
 
 

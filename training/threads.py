@@ -20,7 +20,7 @@ FASTER = 0.9  # of the time with more threads; a smaller gain may be chance
 
 
 @contextlib.contextmanager
-def threads_put_back() -> Iterator[None]:
+def restored_threads() -> Iterator[None]:
     """Afterwards torch has as many threads as before, for other runs in this process."""
     before = torch.get_num_threads()
     try:

@@ -15,17 +15,17 @@ from training import console, ranks
 from training.config import TrainConfig
 from training.interrupt import Stop, steps_until
 from training.loop import evaluate, train
-from training.minutes import has_time_to_evaluate, rough_plan, settle, timed_steps
+from training.minutes import choose_steps, has_time_to_evaluate, rough_plan, timed_steps
 from training.state import Evaluation, State
 from training.throughput import Throughput
 
 PARTS = 20  # of a run; after each it may be evaluated
 
 
-def plan(corpus: Corpus, config: TrainConfig, throughput: Throughput, started: float) -> TrainConfig:
-    """The rough plan of a run with --minutes: made by rank 0, returned on every rank."""
+def plan(corpus: Corpus, config: TrainConfig, throughput: Throughput, deadline: float) -> TrainConfig:
+    """The rough plan of a run that ends at `deadline`, by time.perf_counter: made by rank 0, returned on every rank."""
     if ranks.rank() == 0:
-        config = rough_plan(config, throughput, 60 * config.minutes - (time.perf_counter() - started), corpus)
+        config = rough_plan(config, throughput, deadline - time.perf_counter(), corpus)
     return ranks.broadcast(config)
 
 
@@ -35,7 +35,7 @@ def begin(
     planned: TrainConfig,
     precision: str,
     throughput: Throughput,
-    started: float,
+    deadline: float,
     script: Path,
     stop: Stop,
 ) -> tuple[TrainConfig, Throughput]:
@@ -43,7 +43,7 @@ def begin(
 
     Returns the settings with that number, and the throughput as measured.
     """
-    console.say_what_is_planned(planned)
+    console.print_plan(planned)
     began, ended = time.perf_counter(), []  # when each step ended; the first is slower than all others
 
     def steps(bar: tqdm) -> Iterator[int]:
@@ -58,9 +58,8 @@ def begin(
             evaluated = time.perf_counter()
         bar.leave = False  # the bar of the whole run replaces it
     throughput = throughput.observed(ended, evaluated - began)
-    left = 60 * planned.minutes - (time.perf_counter() - started)
-    config = ranks.broadcast(settle(planned, throughput, left, state.step))
-    console.say_what_was_settled(script, config, corpus)
+    config = ranks.broadcast(choose_steps(planned, throughput, deadline - time.perf_counter(), state.step))
+    console.print_chosen_steps(script, config, corpus)
     return config, throughput
 
 

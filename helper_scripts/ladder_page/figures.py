@@ -46,10 +46,11 @@ def singular_values(trained: Trained, corpus: Corpus) -> Chart:
     after = torch.linalg.svdvals(rung_module(trained.metadata["rung"]).newton_schulz(gradient))[0]
     rows, columns = gradient.shape[1:]
     title = f"Singular values of an update of a {rows} x {columns} matrix, before and after Newton-Schulz"
-    chart = Chart(title, (1, len(before)), (-4.0, 0.2), "singular values, the largest first", "as a power of ten")
+    axes = "singular values, the largest first", "log10 of the singular value"
+    chart = Chart(title, (1, len(before)), (-4.0, 0.2), *axes)
     numbers = range(1, len(before) + 1)
     chart.add(numbers, before.clamp(min=1e-4).log10().tolist(), "before", "before")
     chart.add(numbers, after.log10().tolist(), "own", "after")
     ratios = [(values.max() / values.median()).item() for values in (before, after)]
-    chart.note = f"The largest is {ratios[0]:.1f} times the median before, and {ratios[1]:.1f} times after."
+    chart.note = "Before, the largest is {:.1f} times the median; after Newton-Schulz, {:.1f} times.".format(*ratios)
     return chart.spread_labels()

@@ -41,7 +41,8 @@ def diff(rung: str, before: str | None) -> list[dict]:
     matcher = difflib.SequenceMatcher(None, [text for text, _ in old], [text for text, _ in new], autojunk=False)
     for number, group in enumerate(matcher.get_grouped_opcodes(CONTEXT)):
         start = group[0][3]
-        lines += [{"sign": "…", "html": _within([text for text, _ in new[:start]])}] * bool(number or start)
+        if number or start:
+            lines.append({"sign": "…", "html": _within([text for text, _ in new[:start]])})
         hunk = []
         for tag, i, i_end, j, j_end in group:
             hunk += [{"sign": "-", "html": html} for _, html in old[i:i_end] if tag != "equal"]
@@ -51,8 +52,8 @@ def diff(rung: str, before: str | None) -> list[dict]:
 
 
 def _without_blank_ends(lines: list[dict]) -> list[dict]:
-    told = [number for number, line in enumerate(lines) if line["html"] or line["sign"] == "-"]
-    return lines[told[0] : told[-1] + 1]
+    kept = [number for number, line in enumerate(lines) if line["html"] or line["sign"] == "-"]
+    return lines[kept[0] : kept[-1] + 1]
 
 
 def _within(lines: list[str]) -> str:

@@ -260,7 +260,7 @@ function showGuesses(i) {
   if (!row) {
     const loss = lossesOf(rung)[i];
     reading.ariaValueText =
-      i === 0 ? "Nothing comes before the first character, so there is nothing to guess from."
+      i === 0 ? "Nothing comes before the first character, so there is nothing to predict from."
       : rung.live ? "Reading \u2026"
       : loss === undefined ? "This rung does not run in the page. Pick a passage to see the loss of each character."
       : `Its loss on \u201c${visible(state.text[i])}\u201d is ${loss.toFixed(2)} nats.`;
@@ -276,7 +276,7 @@ function showGuesses(i) {
   const verdict = next === undefined
     ? "Nothing follows yet: type more, or let the model continue, below."
     : `It was \u201c${visible(state.text[i])}\u201d: probability ${percent(p[next])}, ` +
-      `loss ${(-Math.log(p[next])).toFixed(2)} nats, number ${order.indexOf(next) + 1} of its guesses.`;
+      `loss ${(-Math.log(p[next])).toFixed(2)} nats, rank ${order.indexOf(next) + 1} of ${p.length}.`;
   $("guesses").replaceChildren(el("p", {}, "After ", el("code", { textContent: before }), " it expects"), ...bars,
     el("p", { className: "small", textContent: verdict }));
   const likeliest = order.slice(0, 5).map((id) => `${visible(alphabet[id])} ${percent(p[id])}`).join(", ");
