@@ -135,7 +135,8 @@ def test_the_command_writes_the_results_of_the_log(full_log, page, command, monk
     for rung, line in (("bigram", first), ("self_attention", second), ("rotary", rotary)):
         assert f"<!-- result {rung}: begin -->\n{line}" in text
     assert "<!-- result gpt: begin -->\nLoss with `--preset laptop`: **2.300** ± 0.014 (n = 2). Parameters" in text
-    assert "<!-- result gpt at full size: begin -->\nLoss: **1.000** (n = 1). Parameters: 12,345.\n" in text
+    large = "Loss: **1.000** (n = 1); change against `pre_norm`: -1.390 (n = 1). Parameters: 12,345."  # 1 - 2.39
+    assert f"<!-- result gpt at full size: begin -->\n{large}\n" in text
     assert text.count("\nshapes\n") == len(CHAPTERS)
     command(fill_notes, "--page", page, "--loss-csv", full_log)
     assert page.read_text(encoding="utf-8") == text

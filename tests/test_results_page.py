@@ -78,7 +78,7 @@ def test_the_page_matches_figures_by_hand(log, command):
     ):
         assert f"\n{note}" in ladder
     low, high = stats.t.interval(0.95, 2, 0.35 / 3, stats.sem([0.1, 0.2, 0.05]))
-    ablated = page["Modern, with one part taken out"]
+    ablated = page["Ablation: modern without one part"]
     assert cells(ablated, "ablation --without rotary")[2] == f"+0.117 ({low:+.3f} to {high:+.3f}, n = 3)"
     assert cells(ablated, "ablation --without short_conv")[2] == "-0.100 (n = 1)"
     rates = page["Learning rates"]
