@@ -28,6 +28,7 @@ from training import TrainConfig
 from training.checkpoint import checkpoint_path, load_checkpoint
 from training.cli import errors_in_one_line, parse, unbreakable_output
 from training.config import RUNS_DIR, config_hash
+from training.console import refresh_seconds
 from training.device import choose_device
 from training.presets import Preset
 from training.provenance import rung_code, shared_code
@@ -202,19 +203,25 @@ def _train(runs: list[Run], device: str) -> list[str]:
     """
     jobs = min(len(runs), cores() if choose_device(device).type == "cpu" else 1)
     total = sum(run.weight for run in runs)
-    failed, warnings, done = [], {}, dict.fromkeys(runs, 0.0)
+    failed, warnings, done, ended = [], {}, {}, 0
 
-    with tqdm(total=total, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", smoothing=0) as bar:
+    def words() -> str:
+        return f"{ended} of {len(runs)} runs, {jobs} at a time"
+
+    form = {"bar_format": "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}", "smoothing": 0}
+    with tqdm(total=total, desc=words(), mininterval=refresh_seconds(), **form) as bar:
 
         def progress(run: Run, share: float) -> None:
+            if run not in done:
+                bar.initial += run.weight * share  # the steps that a resumed run has already are not part of the rate
             done[run] = share
-            ended = sum(share == 1 for share in done.values())
-            bar.set_description_str(f"{ended} of {len(runs)} runs, {jobs} at a time", refresh=False)
             bar.update(min(sum(run.weight * share for run, share in done.items()), total) - bar.n)
-            bar.refresh()
 
         def finished(run: Run, result: Result) -> None:
+            nonlocal ended
             progress(run, 1.0)
+            ended += 1
+            bar.set_description_str(words(), refresh=False)
             warnings.update(dict.fromkeys(result.warnings))
             if result.error:
                 failed.append(f"{run.name} failed: {result.error}")

@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from data import UserError
 from helper_scripts.models import one_line, rung_module
 from training import TrainConfig, train_rung
 from training.config import changed_flags
-from training.state import Evaluation
+
+PAUSE = 1  # seconds between two reports of a run's progress
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ def train_all(
 ) -> None:
     """Train them in that order, `jobs` at a time, in processes of one thread each; a single job has all cores.
 
-    `progress` is told which share of a run is done. A run that fails, or whose process dies, is a Result like any
-    other. Ctrl-C has the processes save their runs, and goes on as KeyboardInterrupt.
+    `progress` is told which share of a run is done, first at its start, where a resumed run has a share already. A run
+    that fails, or whose process dies, is a Result like any other. Ctrl-C has the processes save their runs, and goes on
+    as KeyboardInterrupt.
     """
     waiting, busy, idle, workers = deque(runs), {}, [], []
     try:
@@ -131,11 +134,14 @@ def _stop_with(lifeline: Connection, idle: threading.Event) -> None:
 
 
 def _train(run: Run, pipe: Connection) -> Result:
-    said = io.StringIO()
+    said, due = io.StringIO(), time.monotonic()
 
-    def tell(evaluation: Evaluation) -> None:
-        with contextlib.suppress(OSError):  # if the other process has ended, the lifeline ends this one
-            pipe.send(evaluation.step / run.config.steps)
+    def tell(done: int) -> None:
+        nonlocal due
+        if time.monotonic() >= due or done == run.config.steps:
+            due = time.monotonic() + PAUSE
+            with contextlib.suppress(OSError):  # if the other process has ended, the lifeline ends this one
+                pipe.send(done / run.config.steps)
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         try:

@@ -70,9 +70,13 @@ def print_duration(config: TrainConfig, state: State, throughput: Throughput) ->
 
 
 def progress_bar(rung: str, done: int, steps: int) -> tqdm:
-    pause = 0.1 if sys.stderr.isatty() else 5  # seconds; in a file or a pipe, fewer lines are enough
     # smoothing=0: the rate is that of the whole run, because the evaluations to come take time too
-    return tqdm(total=steps, initial=done, desc=rung, unit="step", mininterval=pause, smoothing=0)
+    return tqdm(total=steps, initial=done, desc=rung, unit="step", mininterval=refresh_seconds(), smoothing=0)
+
+
+def refresh_seconds() -> float:
+    """The least time between two updates of a progress bar; in a file or a pipe, fewer lines are enough."""
+    return 0.1 if sys.stderr.isatty() else 5
 
 
 def show_evaluation(evaluation: Evaluation, bar: tqdm) -> None:

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -65,10 +65,16 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def steps_until(stop: Stop, done: int, steps: int, bar: tqdm) -> Iterator[int]:
-    """The step numbers from `done` to `steps` - 1, shown on `bar`; they end early after a signal."""
+def steps_until(
+    stop: Stop, done: int, steps: int, bar: tqdm, on_step: Callable[[int], None] = lambda done: None
+) -> Iterator[int]:
+    """The step numbers from `done` to `steps` - 1, shown on `bar`; they end early after a signal.
+
+    After each, `on_step` is called with the number of steps that are done.
+    """
     for step in range(done, steps):
         if stop.wanted():
             return
         yield step
         bar.update()
+        on_step(step + 1)

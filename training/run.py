@@ -31,7 +31,7 @@ from training.threads import choose_threads, restored_threads
 from training.throughput import Throughput, measure_throughput
 from training.timed_run import begin, plan, train_until
 
-OnEvaluation = Callable[[Evaluation], None]
+OnStep = Callable[[int], None]  # called with the number of steps that are done
 
 
 def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: Sequence[str] | None = None) -> None:
@@ -48,7 +48,7 @@ def run(language_model: type[nn.Module], config_type: type[TrainConfig], args: S
 def train_rung(
     language_model: type[nn.Module],
     config: TrainConfig,
-    on_evaluation: OnEvaluation = lambda evaluation: None,
+    on_step: OnStep = lambda done: None,
     started: float | None = None,
 ) -> Evaluation:
     """Train one rung as `config` says; returns the last evaluation.
@@ -71,7 +71,7 @@ def train_rung(
             if config.minutes:
                 config, throughput = begin(state, corpus, config, precision, throughput, deadline, script, stop)
             with contextlib.closing(Record(script, config, corpus, count_parameters(model), precision)) as record:
-                train_and_record(state, record, throughput, stop, on_evaluation, deadline)
+                train_and_record(state, record, throughput, stop, on_step, deadline)
         if ranks.rank() == 0:
             console.report(sample(model, corpus, config), config, state, record, time.perf_counter() - started)
         return state.evaluations[-1]
@@ -141,7 +141,7 @@ def choose_compile(
 
 
 def train_and_record(
-    state: State, record: Record, throughput: Throughput, stop: Stop, on_evaluation: OnEvaluation, deadline: float
+    state: State, record: Record, throughput: Throughput, stop: Stop, on_step: OnStep, deadline: float
 ) -> None:
     """Train from the current step to the end; save, log and show each evaluation.
 
@@ -152,11 +152,11 @@ def train_and_record(
     record.open(state)
     if config.minutes:  # the run has begun; it can be saved now that its number of steps is known
         record.save_and_log(state)
-        on_evaluation(state.evaluations[0])
     else:
         console.print_duration(config, state, throughput)
+    on_step(state.step)
     with console.progress_bar(record.script.stem, state.step, config.steps) as bar:
-        steps = steps_until(stop, state.step, config.steps, bar)
+        steps = steps_until(stop, state.step, config.steps, bar, on_step)
         if config.minutes:
             evaluations = train_until(deadline, state, corpus, config, record.precision, throughput, steps)
         else:
@@ -164,7 +164,6 @@ def train_and_record(
         for evaluation in evaluations:
             record.save_and_log(state)
             console.show_evaluation(evaluation, bar)
-            on_evaluation(evaluation)
     if state.step < config.steps:  # still inside stop_on_signals, so a second SIGTERM does not interrupt saving
         record.save(state)
         console.print_resume_command(record.script, config, state, record)
