@@ -11,7 +11,7 @@ and values of earlier characters, which do not change; recomputing them for ever
 long.
 
 In the curve: far below every rung before it. Steps are not comparable: a step here trains on 2,048 characters instead
-of 256, and takes about a hundred times as long.
+of 256, and takes one to two hundred times as long.
 """
 
 from dataclasses import dataclass

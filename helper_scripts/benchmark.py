@@ -17,11 +17,10 @@ import pandas as pd
 import torch
 import tyro
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import gpt
 from data import CharTokenizer, Corpus, load_corpus
-from helper_scripts.models import check_rungs, rung_module, rungs_of
+from helper_scripts.models import check_rungs, flop_counter, rung_module, rungs_of
 from helper_scripts.reference import Reference
 from training import TrainConfig
 from training.cli import errors_in_one_line, parse
@@ -86,7 +85,7 @@ def _measure(rung: str, corpus: Corpus, device: torch.device, options: Options, 
     def update():
         apply_update(state.optimizers, 1e-8, device, precision)
 
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         gradients()
         update()
     parts = {part.__name__: _seconds(part, device, options.seconds / 8) for part in (batch, forward, gradients, update)}

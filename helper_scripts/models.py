@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from data import CharTokenizer, UserError
 from data.files import printable
@@ -129,9 +129,9 @@ def config_of(label: str, **settings) -> TrainConfig:
 def training_flops(label: str, parameters: int) -> float:
     """Floating-point operations of training on one character: forward, backward and its share of the update.
 
-    As torch counts them, which is matmuls alone; an update has some where Muon makes it. parameters: those of the model
-    as it was logged, which tell the size of the alphabet. Raises UserError, with the reason, if they cannot be counted:
-    no alphabet gives that number of parameters, or the rung's file does not run, or not on shapes only.
+    Those of matmuls and convolutions; an update has some where Muon makes it. parameters: those of the model as it was
+    logged, which tell the size of the alphabet. Raises UserError, with the reason, if they cannot be counted: no
+    alphabet gives that number of parameters, or the rung's file does not run, or not on shapes only.
     """
     try:
         config, module = config_of(label), rung_module(label.split()[0])
@@ -148,9 +148,9 @@ def training_flops(label: str, parameters: int) -> float:
         made = model(1 + bisect.bisect_left(range(1, 0x10FFFF), parameters, key=expected))
         if count_parameters(made) != parameters:
             raise UserError(f"no alphabet gives it {parameters:,} parameters now")
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             made(torch.zeros(1, config.block_size, dtype=torch.long, device="meta")).sum().backward()
-        with FlopCounterMode(display=False) as update_counter:
+        with flop_counter() as update_counter:
             for optimizer in State.at_start(made, config).optimizers:
                 for group in optimizer.param_groups:
                     group["fused"] = False  # a fused optimizer needs numbers
@@ -161,6 +161,20 @@ def training_flops(label: str, parameters: int) -> float:
         raise
     except Exception as error:
         raise UserError(f"{type(error).__name__}: {one_line(error)}") from None
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts the floating-point operations of matmuls and convolutions: `with flop_counter() as counter`.
+
+    As torch's own counter, but that one ignores the groups of a convolution in its backward pass: for the weights of
+    ShortConv, with a group for each channel, it counts C times too many.
+    """
+
+    def convolution_backward(grad_out, x, weight, *args, out_shape, **kwargs):  # called with shapes
+        *_, (of_input, of_weight, _) = args
+        return (of_input + of_weight) * conv_flop_count(x, weight, grad_out)
+
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward})
 
 
 def load_models(runs_dir: Path, names: Sequence[str]) -> list[Trained]:

@@ -32,9 +32,8 @@ Written by `python helper_scripts/results_page.py --write` from [the log of loss
 Losses are in nats per character, on the whole validation split (the last tenth of the text) unless a section says
 otherwise. Bits per character are nats / ln 2. ± is the standard deviation over n seeds. A change is the mean of the
 differences seed by seed, over the n seeds that both rungs have, with Student's 95% interval. If the interval contains
-zero, these seeds cannot tell the two apart. FLOPs are for training: forward, backward and optimizer, as torch counts
-them, which is matmuls only; for `distillation`, without those of its teacher. Characters are those trained on, with
-repeats.
+zero, these seeds cannot tell the two apart. FLOPs are for training: the matmuls and convolutions of forward, backward
+and optimizer; for `distillation`, without those of its teacher. Characters are those trained on, with repeats.
 """
 
 

@@ -1,11 +1,11 @@
 """Rung 11, QK-norm: queries and keys normalised.
 
-What is new: an RMSNorm on each query and each key (Henry et al., 2020; Dehghani et al., 2023). A score then depends
-only on the directions of the two, and cannot grow with the weights: with D channels it stays between -sqrt(D) and
-sqrt(D), times two learned gains.
+What is new: an RMSNorm on each query and each key (Henry et al., 2020, with vectors divided by their length). A score
+then depends only on the directions of the two, and cannot grow with the weights: with D channels it stays between
+-sqrt(D) and sqrt(D), times two learned gains.
 
-In the curve: a lower loss from the first evaluation on. QK-norm was made for large models, where large scores make
-training fail (Dehghani et al., 2023). At this size no training fails without it.
+In the curve: lower by 0.04 after 100 steps of the laptop preset, and by 0.03 at the end. QK-norm became usual in large
+models, where large scores make training fail (Dehghani et al., 2023). At this size no training fails without it.
 """
 
 import torch

@@ -5,7 +5,7 @@ residual stream, passes gradients on unchanged, so the first block learns as ear
 changing little. That makes depth useful: three blocks from here on. Without the skip connections, the same three blocks
 do worse than one.
 
-In the curve: the gain is largest at the first evaluation, 0.12; at the end it is 0.09.
+In the curve: lower by 0.12 after 500 steps and by 0.09 at the end.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,8 @@ its own frequency. The dot product of two rotated vectors depends only on the di
 depends on how far back a character is, not on its position. So what is learned at one position holds at all others,
 there is no table to learn, and a text can continue past the context without recomputing.
 
-In the curve: the loss falls below the bigram's much earlier, because the previous character is easier to find.
+In the curve: lower by 0.17 after 100 steps of the laptop preset, because the previous character is easier to find, and
+by 0.09 at the end.
 """
 
 import torch

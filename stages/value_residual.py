@@ -4,7 +4,8 @@ What is new: each block mixes its own values with those of the first block, with
 Zhou et al., 2024). The first block's values depend on their own character only. So deeper blocks can attend to that
 character itself, without what the residual stream has added to it since.
 
-In the curve: lower by 0.02 in the first half of the laptop preset. At its end, five seeds show no difference.
+In the curve: lower by 0.03 after 100 steps of the laptop preset, and by 0.01 after 500. At its end, five seeds show no
+difference.
 """
 
 import torch

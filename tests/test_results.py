@@ -143,6 +143,20 @@ def test_the_table_matches_figures_by_hand(log, command):
     assert table["rotary"][3] == "-0.100 (n = 1)"
 
 
+def test_flops_of_convolutions_and_muon_match_a_count_by_hand():
+    """A short convolution has four weights a channel. Newton-Schulz: five times three matmuls, x (R, C) with R <= C."""
+    C, T, layers, hidden, vocab = 384, 256, 6, 1024, 65
+    attention, feed_forward = 2 * 4 * C * C + 2 * 2 * T * C, 3 * 2 * C * hidden
+    forward = layers * (attention + feed_forward + 2 * 2 * 4 * C) + 2 * C * vocab
+
+    def newton_schulz(R: int, C: int) -> int:
+        return 5 * (2 * R * R * C + 2 * R * R * R + 2 * R * R * C)
+
+    update = layers * (4 * newton_schulz(C, C) + 3 * newton_schulz(C, hidden))
+    model = models.rung_module("modern").LanguageModel(vocab, config_of("modern"))
+    assert training_flops("modern", count_parameters(model)) == 3 * forward + update / (8 * T)
+
+
 @pytest.mark.parametrize(("rung", "vocab"), [("bigram", 65), ("pre_norm", 7), ("self_attention", 65)])
 def test_flops_match_a_count_by_hand(rung, vocab):
     """Two for each weight of a matmul, four for each channel and attended position; twice that for the gradients."""

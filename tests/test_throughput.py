@@ -18,7 +18,7 @@ from conftest import rung_id
 
 import gpt
 from data import Corpus, UserError, read_log
-from stages import modern, residual
+from stages import modern
 from training import TrainConfig, console, run
 from training.cli import parse
 from training.config import config_hash, settings
@@ -199,14 +199,18 @@ def test_modern_is_smaller_for_few_minutes(corpus):
 
 
 @pytest.mark.usefixtures("clock")
-def test_a_run_of_few_minutes_trains_the_first_size_that_is_large_enough(tmp_path, text_file, monkeypatch, capsys):
+@pytest.mark.parametrize(("given", "dropout"), [((), 0.2), (("--dropout", "0"), 0.0)])
+def test_a_run_of_few_minutes_trains_the_first_size_that_is_large_enough(
+    given, dropout, tmp_path, text_file, monkeypatch, capsys
+):
+    monkeypatch.setattr("training.minutes.DROPOUT_BY_EPOCHS", ((0, 0.2),))
     tiny = {"preset": "laptop", "n_embd": 12, "n_head": 2, "block_size": 8}
     monkeypatch.setattr("training.minutes.SMALL", ((tiny | {"n_layer": 1}, 0), (tiny | {"n_layer": 2}, math.inf)))
-    run(modern.LanguageModel, modern.Config, [*flags(tmp_path, text_file), "--minutes", "10"])
+    run(modern.LanguageModel, modern.Config, [*flags(tmp_path, text_file), "--minutes", "10", *given])
     command = re.search("to repeat this run: (.*)", capsys.readouterr().out)[1]
     config = parse(modern.Config, "", shlex.split(command)[2:])
     rows = read_log(tmp_path / "log.csv")
-    assert (config.preset, config.n_layer, config.n_embd) == ("laptop", 2, 12)
+    assert (config.preset, config.n_layer, config.n_embd, config.dropout) == ("laptop", 2, 12, dropout)
     assert config_hash(config) == rows["config"].iloc[-1] and rows["step"].iloc[-1] == config.steps
 
 
@@ -216,9 +220,6 @@ def test_dropout_depends_on_the_number_of_epochs(corpus):
         return with_dropout_for_its_epochs(config, corpus).dropout
 
     assert [chosen(epochs) for epochs in (1, 3, 6, 7, 11, 30)] == [0.0, 0.0, 0.1, 0.1, 0.2, 0.2]
-    assert chosen(30, dropout=0.5) == 0.5 and chosen(1, dropout=0.1) == 0.1
-    without = residual.Config(steps=1)
-    assert with_dropout_for_its_epochs(without, corpus) == without
 
 
 def test_a_long_run_prints_its_length_and_how_to_shorten_it(capsys):

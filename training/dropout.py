@@ -31,7 +31,7 @@ class Dropout(nn.Dropout):
 def seed_dropout(device: torch.device, seed: int, step: int, rank: int) -> None:
     """Make what a step drops depend only on these numbers, so that a resumed run drops the same elements.
 
-    torch.manual_seed would do the same on every device, but takes a quarter of a small rung's step.
+    torch.manual_seed would do the same on every device, but takes a quarter of the bigram's step.
     """
     mixed = int(np.random.SeedSequence((seed, step), spawn_key=(rank,)).generate_state(1, np.uint64)[0])
     generator = torch.default_generator if device.type == "cpu" else getattr(torch, device.type)

@@ -49,7 +49,9 @@ def is_large_enough(config: TrainConfig, throughput: Throughput, corpus: Corpus,
     return 60 * config.minutes / throughput.step * epochs(replace(config, steps=1), corpus) < too_many
 
 
-def rough_plan(config: TrainConfig, throughput: Throughput, seconds: float, corpus: Corpus) -> TrainConfig:
+def rough_plan(
+    config: TrainConfig, throughput: Throughput, seconds: float, corpus: Corpus, keep_dropout: bool = True
+) -> TrainConfig:
     """`config` with what has to be known before the first step: the warm-up and the dropout.
 
     Its number of steps is a rough estimate, from `seconds` and `throughput`. Raises UserError if there is no time for a
@@ -63,7 +65,7 @@ def rough_plan(config: TrainConfig, throughput: Throughput, seconds: float, corp
             f"a step take {needed:.0f} s here: give it more, or use a smaller --batch-size or model"
         )
     config = replace(config, steps=steps, warmup_steps=min(config.warmup_steps, steps // BEGINNING_DIVISOR))
-    return with_dropout_for_its_epochs(config, corpus)
+    return config if keep_dropout else with_dropout_for_its_epochs(config, corpus)
 
 
 def timed_steps(plan: TrainConfig) -> int:
@@ -85,16 +87,20 @@ def has_time_to_evaluate(config: TrainConfig, state: State, throughput: Throughp
     """Whether a run with --minutes, with `seconds` left, should evaluate now.
 
     At its speed so far, the run would end some seconds early. Evaluations use these seconds, evenly over the steps: a
-    slow run evaluates less often, a fast one more often, and both end within half an evaluation of their time.
+    slow run evaluates less often, a fast one more often. Both end within half an evaluation of their time, unless the
+    steps become slower by more than EVALUATIONS_SHARE.
     """
     rest = (config.steps - state.step) * state.seconds / state.step + throughput.evaluation + throughput.sample
     unused = seconds - rest
     return unused * state.step / config.steps > throughput.evaluation / 2
 
 
+def sets_dropout(config: TrainConfig) -> bool:
+    """Whether the user gave a dropout, other than the default; also for a rung without dropout."""
+    default = config.from_preset(getattr(config, "preset", None))
+    return not hasattr(config, "dropout") or config.dropout != default.dropout
+
+
 def with_dropout_for_its_epochs(config: TrainConfig, corpus: Corpus) -> TrainConfig:
-    """`config` with the dropout for its number of epochs, if it has dropout and the user gave none."""
-    start = config.from_preset(getattr(config, "preset", None))
-    if not hasattr(config, "dropout") or config.dropout != start.dropout:
-        return config
+    """`config` with the dropout for its number of epochs."""
     return replace(config, dropout=max(p for least, p in DROPOUT_BY_EPOCHS if epochs(config, corpus) >= least))

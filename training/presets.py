@@ -22,7 +22,7 @@ PRESETS: dict[Preset, dict] = {
         "sampling": "random",
         "eval_interval": 500,
     },
-    "laptop": {  # a minute or two on one core: for several seeds of every rung
+    "laptop": {  # one to three minutes on one core: for several seeds of every rung
         "steps": 1000,
         "block_size": 128,
         "learning_rate": 3e-3,  # some rungs have another (laptop_learning_rate)

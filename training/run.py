@@ -23,7 +23,7 @@ from training.generation import encode_prompt, generate
 from training.hooks import prepare
 from training.interrupt import Stop, steps_until, stop_on_signals
 from training.loop import train
-from training.minutes import is_large_enough, sizes
+from training.minutes import is_large_enough, sets_dropout, sizes
 from training.record import Record, check_outputs
 from training.resume import metadata_before
 from training.state import Evaluation, State
@@ -59,12 +59,13 @@ def train_rung(
     started = time.perf_counter() if started is None else started
     script, device = Path(inspect.getfile(language_model)), choose_device(config.device)
     with ranks.process_group(device), unbreakable_output(), restored_threads():
+        keep_dropout = sets_dropout(config)  # --minutes chooses it otherwise
         corpus, model, config, precision, throughput = choose_size(language_model, config, device)
         deadline = started + 60 * config.minutes  # by time.perf_counter; for runs with --minutes
         console.print_start(script, corpus, config, count_parameters(model), precision)
         throughput, compiled = choose_compile(model, corpus, config, precision, throughput)
         if config.minutes:
-            config = plan(corpus, config, throughput, deadline)
+            config = plan(corpus, config, throughput, deadline, keep_dropout)
             model = build_model(language_model, corpus, config)  # with the dropout of the plan
         state = State.at_start(model, config, compiled=compiled)
         with stop_on_signals() as stop:

@@ -22,10 +22,12 @@ from training.throughput import Throughput
 PARTS = 20  # of a run; after each it may be evaluated
 
 
-def plan(corpus: Corpus, config: TrainConfig, throughput: Throughput, deadline: float) -> TrainConfig:
+def plan(
+    corpus: Corpus, config: TrainConfig, throughput: Throughput, deadline: float, keep_dropout: bool
+) -> TrainConfig:
     """The rough plan of a run that ends at `deadline`, by time.perf_counter: made by rank 0, returned on every rank."""
     if ranks.rank() == 0:
-        config = rough_plan(config, throughput, deadline - time.perf_counter(), corpus)
+        config = rough_plan(config, throughput, deadline - time.perf_counter(), corpus, keep_dropout)
     return ranks.broadcast(config)
 
 
