@@ -215,10 +215,12 @@ def test_help_has_a_line_for_every_flag_with_its_default(module, capsys, monkeyp
         main()
     printed = " ".join(re.sub("[│╭╰─╮╯]", " ", capsys.readouterr().out).split())
     assert " ".join(module.__doc__.split("\n\n")[0].split()) in printed
-    for field in dataclasses.fields(options):
-        if "Positional" not in str(field.type):
-            flag = "--" + field.name.replace("_", "-")
-            assert re.search(rf"{flag}\b[^(]*? \w+ \w+.*?\(default: ", printed), flag
+    names = [field.name for field in dataclasses.fields(options) if "Positional" not in str(field.type)]
+    flags = ["--" + name.replace("_", "-") for name in names]
+    parts = re.split(rf"(?=(?:{'|'.join(flags)})(?:,| [A-Z{{\[]))", printed)  # one for each flag
+    for flag in flags:
+        own = [part for part in parts if re.match(rf"{flag}[, ]", part)]
+        assert any(re.search(r" \w+ \w+.*\((default: |required)", part) for part in own), flag
 
 
 def test_a_table_can_be_printed_on_an_ascii_console(results_csv, monkeypatch):

@@ -140,6 +140,14 @@ def test_an_unusable_teacher_is_an_error(teacher, places, tmp_path):
         train_rung(distillation.LanguageModel, student(config, teachers=(file,)))
     with pytest.raises(UserError, match="use --block-size 8"):
         train_rung(distillation.LanguageModel, student(config, teachers=(path,), block_size=9))
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"step": content["step"] - 1}, tmp_path / "stopped.pt")
+    with pytest.raises(UserError, match="has not finished"):
+        train_rung(distillation.LanguageModel, student(config, teachers=(tmp_path / "stopped.pt",)))
+    content["metadata"]["rung_code"] = "earlier"  # the default teacher has to be of the present code
+    torch.save(content, path)
+    with pytest.raises(UserError, match="there is no teacher; first run"):
+        train_rung(distillation.LanguageModel, student(config))
 
 
 def test_run_ladder_trains_a_missing_teacher_first(tmp_path, text_file, command):
@@ -151,7 +159,7 @@ def test_run_ladder_trains_a_missing_teacher_first(tmp_path, text_file, command)
     assert list(log["rung"].unique()) == ["modern", "distillation"] and log["run"].nunique() == 3
     teachers = log[log["rung"] == "modern"]["flags"]
     assert set(teachers) == {"--preset laptop --steps 4 --block-size 8 --n-embd 32 --n-layer 1"}  # as typed
-    assert "| `distillation" in printed and "of 1 runs are in the log" not in printed
+    assert "| `distillation" in printed and "are in the log already" not in printed
 
 
 @pytest.mark.parametrize("module", [averaging, distillation], ids=name)
@@ -167,8 +175,8 @@ def test_a_resumed_run_ends_with_the_same_weights(module, teacher, places, tmp_p
     class Stop(Exception):
         pass
 
-    def stop(evaluation):
-        if evaluation.step == 5:
+    def stop(done):
+        if done == 5:
             raise Stop
 
     with pytest.raises(Stop):

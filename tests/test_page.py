@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, rung_id, runs
+from einops import rearrange
+from markupsafe import escape
 from torch.nn import functional as F
 
 import bigram
 import gpt
 from helper_scripts import page
-from helper_scripts.ladder_page import weights
+from helper_scripts.ladder_page import lesson, weights
 from helper_scripts.models import Trained, config_of, rung_module
 from stages import feed_forward, modern, multi_head, post_norm, pre_norm, residual, rotary, self_attention
 from training.checkpoint import checkpoint_path, save_checkpoint
@@ -285,8 +287,15 @@ def test_without_a_checkpoint_there_is_no_page(log, tmp_path, command, shakespea
 
 
 def test_the_committed_page_is_made_of_the_committed_files(committed):
-    """Its style and scripts are the files beside the template, it is small, and it may load nothing else."""
+    """Its style, scripts, and text and code of each rung are those of the files; it is small and loads nothing."""
     html = PAGE.read_bytes()
+    rungs = committed[0]["rungs"]
+    for rung in rungs:
+        article = html.decode("utf-8").partition(f'<article id="{rung["name"]}"')[2].partition("</article>")[0]
+        _, paragraphs = lesson.explanation(rung["name"])
+        assert all(f"<p>{escape(paragraph)}</p>" in article for paragraph in paragraphs), rung["name"]
+        code = [(line["sign"], str(line["html"])) for line in lesson.diff(rung["name"], rung["before"])]
+        assert re.findall(r'<span class="(?:new|old|skip|)"><b>(.)</b>(.*)\n', article) == code, rung["name"]
     assert len(html) <= 5_000_000
     for name in ("page.css", "models.js", "views.js"):
         assert (MODELS_JS.parent / name).read_text(encoding="utf-8") in html.decode("utf-8"), name
@@ -392,7 +401,7 @@ def test_a_character_can_be_chosen_with_the_keyboard(opened, committed):
     """The text for a screen reader has the probability and the loss of the bigram's table."""
     (data, models), tab = committed, opened()
     tab.goto(PAGE.as_uri() + "#rung=bigram")
-    tab.reload()
+    until(tab, "document.querySelector('article:not([hidden])').id === 'bigram'")
     tab.locator("#text").fill("the")
     tab.locator("#reading").focus()
     tab.keyboard.press("ArrowLeft")
@@ -427,7 +436,7 @@ def test_characters_outside_the_alphabet_are_left_out(opened):
 def test_a_rung_generates_the_same_text_for_the_same_seed(opened, rung):
     tab, written = opened(reduced_motion="reduce"), []
     tab.goto(f"{PAGE.as_uri()}#rung={rung}")
-    tab.reload()
+    until(tab, "name => document.querySelector('article:not([hidden])').id === name", rung)
     for seed in ("1", "2", "1"):
         tab.locator("#seed").fill(seed)
         tab.locator("#write").click()
@@ -436,6 +445,43 @@ def test_a_rung_generates_the_same_text_for_the_same_seed(opened, rung):
         until(tab, "document.getElementById('write').textContent === 'Continue'")
         written.append(tab.locator("#written").text_content()[:160])
     assert written[0] == written[2] != written[1]
+
+
+@torch.no_grad()
+def test_what_the_page_shows_of_a_character_is_what_the_models_compute(opened, committed):
+    """Attention marks, the change from the rung before, and greedy text from a chosen character, for rung 7."""
+    (data, models), tab, text = committed, opened(reduced_motion="reduce"), "ROMEO:\nWhat is it? The thing"
+    ids, i = torch.tensor([data["alphabet"].index(character) for character in text]), 20
+    tab.locator("#text").fill(text)
+    tab.locator("#reading").focus()
+    tab.keyboard.press("Home")
+    for _ in range(i):
+        tab.keyboard.press("ArrowRight")
+
+    model, window = as_torch(models["pre_norm"]), ids[i - 8 : i]
+    seen = []
+    attention = model.blocks[1].attention
+    attention.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    logits = model(window[None])[0, -1]
+    q, k, _ = rearrange(attention.qkv(seen[0][0]), "time (qkv head d) -> qkv head time d", qkv=3, head=4)
+    wanted = (q[2, -1] @ k[2].mT / 8**0.5).softmax(dim=-1)
+    tab.locator("#head").select_option("1.2")
+    marks = tab.evaluate(
+        "[...document.querySelectorAll('#reading > span')].map((each) => each.style.getPropertyValue('--w'))"
+    )
+    shown = np.array([float(mark or 0) ** 2 for mark in marks])
+    assert shown[i - 8 : i] == pytest.approx(wanted.numpy(), abs=2e-3) and shown[: i - 8].max() == shown[i:].max() == 0
+
+    tab.locator("#mode").select_option("gain")
+    before = as_torch(models["post_norm"])(window[None])[0, -1]
+    change = F.cross_entropy(logits, ids[i]) - F.cross_entropy(before, ids[i])
+    assert tab.locator(".card.chosen .value").inner_text().endswith(f"here {change:+.2f}")
+
+    tab.locator("#temperature").fill("0")
+    tab.locator("#write").click()
+    until(tab, "document.getElementById('written').textContent.length > 60")
+    written = generate(model, ids[:i], 40, 8, temperature=0)
+    assert tab.locator("#written").text_content()[: i + 40] == "".join(data["alphabet"][id] for id in written)
 
 
 SIZES = (("wide", 1280, "light"), ("middle", 720, "light"), ("phone", 390, "light"), ("dark", 1280, "dark"))
@@ -447,7 +493,9 @@ def test_the_page_fits_wide_and_narrow_windows_and_has_a_dark_version(opened, tm
     for name, width, scheme in SIZES:
         tab = opened(width, 900, color_scheme=scheme)
         until(tab, "/\\d/.test(document.querySelector('#bars [aria-pressed=true]').lastChild.textContent)")
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        for rung in range(tab.locator("article").count()):
+            tab.evaluate("number => chooseRung(number)", rung)
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width, (name, rung)
         shown[name] = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         tab.screenshot(path=tmp_path / f"{name}.png", full_page=True)
         assert (tmp_path / f"{name}.png").stat().st_size > 20_000

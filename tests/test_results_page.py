@@ -59,13 +59,14 @@ def test_the_page_matches_figures_by_hand(log, command):
         runs(f"modern {LAPTOP}", 1.5, 1.6, 1.8, commit="aaaa", torch="2.0"),
         runs(rotary, 1.6, 1.8, 1.85, commit="aaaa", torch="2.0"),
         runs(short_conv, 1.4, commit="aaaa", torch="2.0"),
+        runs(f"ablation {LAPTOP} --without swiglu", 1.5, shared_code="older", commit="bbbb", torch="2.0"),
         runs(f"gpt {LAPTOP} --holdout --learning-rate 1e-3", 1.9, 1.8, commit="aaaa", torch="2.0"),
         runs(f"gpt {LAPTOP} --holdout", 1.7, commit="aaaa", torch="2.0"),
         runs("gpt --steps 7", 9.0),
     )
     page = parts(command(results_page, "--loss-csv", path))
     assert (
-        "\nThe page shows 14 runs on tinyshakespeare (sha256 86c4e6aa9db7...), of commit aaaa, bbbb, "
+        "\nThe page shows 15 runs on tinyshakespeare (sha256 86c4e6aa9db7...), of commit aaaa, bbbb, "
         in page["# Results"]
     )
     ladder = page["Rungs 1 to 8"]
@@ -81,6 +82,7 @@ def test_the_page_matches_figures_by_hand(log, command):
     ablated = page["Ablation: modern without one part"]
     assert cells(ablated, "ablation --without rotary")[2] == f"+0.117 ({low:+.3f} to {high:+.3f}, n = 3)"
     assert cells(ablated, "ablation --without short_conv")[2] == "-0.100 (n = 1)"
+    assert cells(ablated, "ablation --without swiglu")[2] == "not compared: other shared code"
     rates = page["Learning rates"]
     assert cells(rates, "gpt") == ["1.850 (n = 2)", "**1.700** (n = 1)", "-", "0.003"]
     assert "### The laptop preset" in rates and "### Rungs 1 to 7" not in rates

@@ -147,6 +147,15 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, text_file):
     assert load_checkpoint(checkpoint(tmp_path))["step"] == 4
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(tmp_path, text_file):
+    """As SIGHUP under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with at_step(6, lambda: signal.raise_signal(signal.SIGHUP)):
+        train_in(tmp_path, text_file)
+    assert load_checkpoint(next((tmp_path / "runs").glob("*.pt")))["step"] == 12
+
+
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no signal that one process may send to another")
 def test_a_closed_pipe_does_not_end_a_run(tmp_path, text_file):
     """`python gpt.py | head -5`, then a closed terminal: the run goes on after the first and is saved at the second."""

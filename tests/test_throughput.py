@@ -147,6 +147,16 @@ def test_a_run_evaluates_as_often_as_it_has_time(later, evaluations, tmp_path, t
     assert len(rows) == 1 + evaluations + 1 and rows["step"].is_monotonic_increasing
 
 
+def test_a_run_that_became_much_slower_says_so_and_names_the_steps_for_its_minutes(tmp_path, text_file, clock, capsys):
+    clock.later = 20.0
+    run(gpt.LanguageModel, gpt.Config, [*flags(tmp_path, text_file), *SIZES, "--minutes", "100"])
+    steps, per_step = (read_log(tmp_path / "log.csv").iloc[-1][name] for name in ("steps", "seconds"))
+    printed = capsys.readouterr().out
+    assert "the machine was slower than while its first steps were timed" in printed
+    suggested = int(re.search(r"--steps (\d+) takes that time", printed)[1])
+    assert clock.seconds - (steps - suggested) * per_step / steps == pytest.approx(6000, abs=per_step / steps)
+
+
 def test_a_run_takes_its_minutes_and_the_printed_command_repeats_it_exactly(tmp_path, text_file, clock, capsys):
     run(gpt.LanguageModel, gpt.Config, [*flags(tmp_path, text_file), *SIZES, "--minutes", "100"])
     printed = capsys.readouterr().out

@@ -51,5 +51,5 @@ class Chart:
         low, high = getattr(self, axis)
         values = [value for value in MaxNLocator(4).tick_values(low, high) if low <= value <= high]
         place = (lambda value: self.at(value, self.y[0])[0]) if axis == "x" else lambda v: self.at(self.x[0], v)[1]
-        name = EngFormatter(sep="") if axis == "x" else lambda value: f"{value:.3g}"
+        name = EngFormatter(sep="") if axis == "x" else lambda value: f"{value:.4g}"
         return [(place(value), name(value)) for value in values]

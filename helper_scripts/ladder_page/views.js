@@ -243,7 +243,7 @@ function showPlace() {
     const text = card.querySelector(".text"), here = card.values?.[i], words = [];
     text.querySelector(".here")?.classList.remove("here");
     text.children[i]?.classList.add("here");
-    if (card.mean !== undefined) words.push(`mean ${card.mean.toFixed(2)}`);
+    if (card.mean !== undefined) words.push(`mean${state.mode === "gain" ? " loss" : ""} ${card.mean.toFixed(2)}`);
     if (Number.isFinite(here)) words.push(`here ${state.mode === "gain" && here > 0 ? "+" : ""}${here.toFixed(2)}`);
     card.querySelector(".value").textContent = words.join(", ");
   }
@@ -312,7 +312,7 @@ const headsOf = ({ live }) =>
 function showMaps() {
   const rung = rungs[state.rung], rows = rowsOf(rung), T = rows.length, maps = $("maps");
   document.querySelectorAll(".attention").forEach((part) => (part.hidden = !rung.live?.layers));
-  if (!rung.live?.layers || !T) return maps.replaceChildren();
+  if (!rung.live?.layers) return maps.replaceChildren();
   const { heads, block_size } = rung.live, banded = block_size <= 16;
   $("attention-note").textContent = banded ? BANDED : SQUARE;
   maps.className = banded ? "banded" : "";
@@ -330,8 +330,9 @@ function showMaps() {
     const button = maps.children[k];
     button.setAttribute("aria-pressed", state.head === `${layer}.${head}`);
     if (isPainted) return;
-    if (banded) paint(button.firstChild, T, block_size, (x, y) => weight(x, x - (block_size - 1 - y)));
-    else paint(button.firstChild, T, T, (x, y) => weight(y, x));
+    const cells = Math.max(1, T); // before a text is read, an empty map, so that nothing moves when it is
+    if (banded) paint(button.firstChild, cells, block_size, (x, y) => (T ? weight(x, x - (block_size - 1 - y)) : 0));
+    else paint(button.firstChild, cells, cells, (x, y) => (T ? weight(y, x) : 0));
   });
 }
 
@@ -430,7 +431,10 @@ function showAll() {
   showPlace();
 }
 
+const article = () => document.querySelector("article:not([hidden])");
+
 function chooseRung(number) {
+  const top = article().getBoundingClientRect().top;
   state.rung = Math.min(rungs.length - 1, Math.max(0, number));
   const rung = rungs[state.rung];
   $("rung").value = state.rung;
@@ -449,6 +453,8 @@ function chooseRung(number) {
   $("written").textContent = "";
   showAll();
   history.replaceState(null, "", `#rung=${rung.name}`);
+  // who reads the rung's text goes on there, although the parts above it have another height now
+  if (top < innerHeight / 2) scrollBy(0, article().getBoundingClientRect().top - Math.max(top, 96));
 }
 
 // Writing on
@@ -483,10 +489,13 @@ function start() {
     const rung = rungs.find((each) => each.name === script.dataset.rung);
     models.set(rung.name, new (rung.live.large ? Remote : Local)(script.textContent));
   }
+  for (const part of document.querySelectorAll(".climb, main > section")) part.hidden = false; // for those with JavaScript
   makeLadder();
   follow($("reading"));
   $("reading").addEventListener("keydown", (event) => {
-    const to = { ArrowLeft: place() - 1, ArrowRight: place() + 1, Home: 0, End: state.ids.length }[event.key];
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own
+    const [back, on] = [place() - 1, place() + 1];
+    const to = { ArrowLeft: back, ArrowDown: back, ArrowRight: on, ArrowUp: on, Home: 0, End: state.ids.length }[event.key];
     if (to === undefined) return;
     event.preventDefault();
     move({ pin: Math.min(state.ids.length, Math.max(0, to)), hover: null });
@@ -512,9 +521,10 @@ function start() {
     $("maps").replaceChildren();
     showAll();
   });
-  const named = rungs.findIndex((rung) => `#rung=${rung.name}` === location.hash);
+  const named = () => rungs.findIndex((rung) => `#rung=${rung.name}` === location.hash);
+  addEventListener("hashchange", () => named() >= 0 && chooseRung(named()));
   const first = rungs.findLastIndex(isSmall); // the best of those that answer at once
-  chooseRung(named >= 0 ? named : Math.max(0, first));
+  chooseRung(named() >= 0 ? named() : Math.max(0, first));
   setText(data.passages[0].text);
   readAhead();
 }
