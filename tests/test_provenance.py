@@ -2,6 +2,8 @@
 
 import ast
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,22 @@ def test_shared_code_depends_on_every_file_that_affects_a_result(tmp_path, monke
             text = (ROOT / name).read_text(encoding="utf-8")
             (tmp_path / name).write_text(text + "\nCHANGED = 1\n" * (name == changed), encoding="utf-8")
         assert (shared_code() == before) == (changed is None)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_has_a_plus_if_code_differs_from_it(tmp_path, monkeypatch):
+    def git(*args: str) -> str:
+        user = ["-c", "user.name=A", "-c", "user.email=a@example.invalid"]
+        return subprocess.run(["git", *user, *args], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert provenance.commit() == "unknown"
+    git("init")
+    (tmp_path / "rung.py").write_text("a = 1\n", encoding="utf-8")
+    git("add", ".")
+    git("commit", "-m", "a rung")
+    head = git("rev-parse", "HEAD")[:8]
+    (tmp_path / "notes.md").write_text("not code", encoding="utf-8")
+    assert provenance.commit() == head
+    (tmp_path / "rung.py").write_text("a = 2\n", encoding="utf-8")
+    assert provenance.commit() == f"{head}+"

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import runs
+from matplotlib.collections import PolyCollection
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -268,6 +270,16 @@ def test_curves_are_means_over_seeds_against_the_chosen_x(x, two_rungs):
     curve = next(line for line in bigram.get_lines() if line.get_linewidth() == 2)
     for line in (curve, grey):
         assert np.allclose(line.get_xydata(), means)
+
+
+def test_the_band_is_a_standard_deviation_and_the_bar_an_interval(two_rungs):
+    bigram, _, ladder = plot_loss.draw(load_results(Selection(two_rungs)), Figure()).axes
+    (band,) = (part.get_paths()[0].vertices for part in bigram.collections if isinstance(part, PolyCollection))
+    at_end = band[band[:, 0] == band[:, 0].max(), 1]
+    spread = np.std([3.25, 2.75], ddof=1)
+    assert (at_end.min(), at_end.max()) == pytest.approx((3 - spread, 3 + spread))
+    bars = [bar[2][0].get_segments()[0][:, 0] for bar in ladder.containers if isinstance(bar, ErrorbarContainer)]
+    assert bars[0] == pytest.approx(stats.t.interval(0.95, 1, 3.0, stats.sem([3.25, 2.75])))
 
 
 def test_a_seed_that_was_evaluated_at_other_steps_leaves_the_mean_curve_smooth(log):
