@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline: a terminal would act on them
 
 
 @contextlib.contextmanager
@@ -34,10 +37,14 @@ def _sync_folder(folder: Path) -> None:
     """Have the new name on disk as well; Windows does so by itself, and opens no folders."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):  # some file systems cannot; the file itself is complete and in place
             os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.close(descriptor)
+
+
+def visible(text: str) -> str:
+    """`text` with a mark in place of each control character but newline and tab."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r", ""))  # the carriage return of a Windows newline
 
 
 def printable(text: str) -> str:

@@ -127,10 +127,8 @@ def _against_the_reference(corpus: Corpus, device: torch.device, rounds: int) ->
     optimizer = torch.optim.AdamW(reference.parameters(), lr=config.learning_rate)
     state, short = State.at_start(ours, config), _short(corpus, config)
 
-    def our_step() -> float:
-        before = state.seconds
+    def our_step() -> None:
         list(train(state, short, config, precision, [state.step]))
-        return state.seconds - before
 
     def plain_step() -> None:
         _, loss = reference(*corpus.batch(0, 0, config.batch_size, config.block_size))
@@ -138,7 +136,8 @@ def _against_the_reference(corpus: Corpus, device: torch.device, rounds: int) ->
         loss.backward()
         optimizer.step()
 
-    times = [{"reference": _timed(plain_step, device), "gpt": our_step()} for _ in range(rounds + 1)]
+    steps = {"reference": plain_step, "gpt": our_step}
+    times = [{name: _timed(step, device) for name, step in steps.items()} for _ in range(rounds + 1)]
     seconds = pd.DataFrame(times[1:]).median()  # the first ones warm up
     table = pd.DataFrame({"precision": {"reference": "fp32", "gpt": precision}, "s/step": seconds.map("{:.4g}".format)})
     table["ratio"] = (seconds["reference"] / seconds).map("{:.2f}".format)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from data import UserError
+from data import LOSS_CSV, UserError
 from data.files import atomic_write
 from data.sources import TINY_SHAKESPEARE
 from helper_scripts.compare import interval
@@ -30,6 +30,7 @@ from training.cli import errors_in_one_line, parse
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
 COLUMNS = 3  # of panels
+TITLE, LABEL = 18, 30  # characters in a line: of a panel's title, and of a label beside the final losses
 WIDTH = 5.0  # inches; so a picture that is shown as wide as a phone has letters as large as the text around it
 
 X = {"steps": "step", "seconds": "seconds", "characters": "tokens"}  # columns of the log
@@ -52,10 +53,15 @@ def main() -> None:
 
 
 def picture_of(selection: Selection) -> Path:
-    """The file of a selection's picture; each selection has its own. Without a corpus, it is Tiny Shakespeare's."""
+    """The file of a selection's picture: in images/ for the published log, beside the log for any other.
+
+    Each selection has its own. Without a corpus, it is Tiny Shakespeare's.
+    """
+    log = selection.loss_csv.resolve()
+    folder, own = (IMAGES, "") if log == LOSS_CSV else (log.parent, log.stem)
     corpus = "" if selection.corpus in (None, TINY_SHAKESPEARE) else re.sub(r"\W+", "-", selection.corpus).strip("-")
-    names = [corpus, selection.preset, "holdout" * selection.holdout, "variants" * selection.variants]
-    return IMAGES / f"{'_'.join(['loss_curves', *filter(None, names)])}.png"
+    names = [own, corpus, selection.preset, "holdout" * selection.holdout, "variants" * selection.variants]
+    return folder / f"{'_'.join(['loss_curves', *filter(None, names)])}.png"
 
 
 def check_picture(out: Path) -> None:
@@ -87,7 +93,8 @@ def draw(results: Results, figure: Figure, x: str = "steps") -> Figure:
     palette = dict(zip(order, sns.husl_palette(len(order), h=0.6, s=0.9, l=0.55), strict=True))
     evaluations = rows.groupby("label")["step"].nunique()
     panels = [label for label in order if evaluations[label] > 1]  # one point makes no curve
-    heights = [1.0 + 1.5 * math.ceil(len(panels) / COLUMNS), 0.9 + 0.26 * len(order)]
+    lines = max(_lines(label, LABEL).count("\n") + 1 for label in order)
+    heights = [1.0 + 1.5 * math.ceil(len(panels) / COLUMNS), 0.9 + (0.12 + 0.14 * lines) * len(order)]
     figure.set_size_inches(WIDTH, sum(heights))
     figure.set_layout_engine("constrained")
     with sns.axes_style("whitegrid"), sns.plotting_context("paper"):
@@ -122,7 +129,7 @@ def _curves(figure, results: Results, rows: pd.DataFrame, labels: list[str], pal
         panel.locator_params("y", nbins=5)
         losses = results.losses(label)
         spread = f" ± {losses.std():.3f}" if len(losses) > 1 else ""
-        panel.set_title(f"{textwrap.fill(label, 20)}\n{losses.mean():.3f}{spread}", fontsize="medium")
+        panel.set_title(f"{_lines(label, TITLE)}\n{losses.mean():.3f}{spread}", fontsize="medium")
     for number, panel in panels.items():
         left, below = panels.get(number - 1), panels.get(number + COLUMNS)
         panel.tick_params(
@@ -159,6 +166,11 @@ def _ladder(panel: Axes, results: Results, palette: dict) -> None:
         panel.axhline(first - 0.5, color="0.6", linewidth=0.8)  # below it are rungs beside the ladder
     panel.set_title("final validation loss of each run,\nand the mean's 95% interval", fontsize="medium")
     panel.set(xlabel="nats per character", ylabel="")
+    panel.set_yticks(range(len(order)), [_lines(label, LABEL) for label in order])
+
+
+def _lines(label: str, width: int) -> str:
+    return textwrap.fill(label, width, break_on_hyphens=False)
 
 
 def _peers(results: Results, label: str) -> set[str]:

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data import Corpus
-
 
 class Head(nn.Module):
     """One head of causal self-attention: (B, T, C) -> (B, T, D)."""
@@ -81,12 +79,3 @@ class Reference(nn.Module):
             x = block(x)
         logits = self.head(self.norm(x))
         return logits, None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-def sampled_loss(model: Reference, corpus: Corpus, batch_size: int, block_size: int, batches: int = 200) -> float:
-    """The usual estimate of the train split's loss: the mean over random batches that training never uses."""
-    model.eval()
-    with torch.no_grad():
-        losses = [model(*corpus.batch(0, 10**9 + i, batch_size, block_size))[1].item() for i in range(batches)]
-    model.train()
-    return sum(losses) / batches

@@ -47,7 +47,7 @@ class Options:
     corpus: str = "auto"  # as for a rung: a text file, auto or pydoc
     loss_csv: Path = LOSS_CSV  # the log to add the runs to
     runs_dir: Path = RUNS_DIR  # where the checkpoints are saved
-    out: Path | None = None  # the picture to draw afterwards; by default the preset's own in images/
+    out: Path | None = None  # the picture to draw afterwards; by default in images/; for another --loss-csv, beside it
 
 
 def main() -> None:
@@ -162,7 +162,7 @@ def missing_teachers(runs: list[Run], corpus: Corpus) -> list[TrainConfig]:
         teacher = default_teacher(run.config)
         key = config_hash(teacher), teacher.seed
         if key not in chosen and not has_default_teacher(run.config, corpus):
-            missing[key] = rung_module(MODERN.stem).Config(**vars(teacher))  # its class knows the rung's defaults
+            missing[key] = teacher
     return list(missing.values())
 
 
@@ -228,14 +228,17 @@ def _train(runs: list[Run], device: str) -> list[str]:
             bar.write(f"{run.name}: {result.error or f'validation loss {result.val_loss:.4f}'}")
 
         for learning in (False, True):  # models to learn from come first
-            train_all([run for run in runs if _learns_from_another(run) == learning], jobs, progress, finished)
+            some = [run for run in runs if _learns_from_another(run) == learning]
+            train_all(some, min(jobs, len(some)), progress, finished)
     print(*warnings, sep="\n", end="\n" if warnings else "")
     return failed
 
 
 def cores() -> int:
     """How many this process may use: a job scheduler, or taskset, may allow fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return min(os.cpu_count() or 1, 60)  # Windows can wait for 63 processes at a time
 
 
 if __name__ == "__main__":

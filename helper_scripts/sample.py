@@ -1,6 +1,6 @@
 """Generate text with a trained model, or with several as one. A model is a checkpoint, or the latest of a rung.
 
-With several models, which need the same alphabet, each character is drawn from the mean of their probabilities.
+With several models, which need the same vocabulary, each character is drawn from the mean of their probabilities.
 
 The text appears as it is generated. Rungs 8 and up cache the keys and values of earlier characters; --no-cached
 recomputes them for every character, which takes a dozen times as long. The text is the same, except past the context of
@@ -10,7 +10,6 @@ rungs with rotary positions: their cache drops one character for each new one; t
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,13 +17,12 @@ from typing import Annotated
 import torch
 import tyro
 
+from data.files import visible
 from helper_scripts.models import load_models
 from training.cli import errors_in_one_line, parse
 from training.config import RUNS_DIR, check_ranges
 from training.device import choose_device
 from training.generation import encode_prompt, stream
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline: a terminal would act on them
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,6 @@ def main() -> None:
         for character in itertools.islice(new, options.length):
             print(visible(tokenizer.decode([character])), end="", flush=True)
         print()
-
-
-def visible(text: str) -> str:
-    """`text` with a mark in place of each control character but newline and tab."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r", ""))  # the carriage return of a Windows newline
 
 
 if __name__ == "__main__":

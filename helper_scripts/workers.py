@@ -46,6 +46,9 @@ class Result:
     warnings: list[str] = field(default_factory=list)
 
 
+DIED = Result(error="its process was ended from outside; was there enough memory?")
+
+
 def train_all(
     runs: list[Run], jobs: int, progress: Callable[[Run, float], None], finished: Callable[[Run, Result], None]
 ) -> None:
@@ -66,16 +69,18 @@ def train_all(
                 busy[worker.pipe] = worker, run
                 with contextlib.suppress(OSError):  # if it has died, reading its pipe fails below
                     worker.pipe.send(run)
-            for pipe in wait(list(busy), timeout=0.2):  # a wait without end could not be interrupted on Windows
+            ready = wait(list(busy), timeout=0.2)  # a wait without end could not be interrupted on Windows
+            # there, the pipe of a worker that dies while it starts does not end
+            for pipe in ready or [pipe for pipe, (worker, _) in busy.items() if not worker.process.is_alive()]:
                 worker, run = busy[pipe]
                 try:
-                    news = pipe.recv()
+                    news = pipe.recv() if pipe.poll() else DIED
                 except (EOFError, OSError):
-                    news = Result(error="its process was ended from outside; was there enough memory?")
-                else:
-                    if not isinstance(news, Result):
-                        progress(run, news)
-                        continue
+                    news = DIED
+                if not isinstance(news, Result):
+                    progress(run, news)
+                    continue
+                if news is not DIED:
                     idle.append(worker)
                 del busy[pipe]
                 finished(run, news)
@@ -111,25 +116,28 @@ def _work(pipe: Connection, lifeline: Connection, threads: int | None) -> None:
     """The loop of a worker's process, until there are no more runs or the lifeline closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the first process passes it on
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # between runs; a run saves itself
-    idle = threading.Event()
+    idle, released = threading.Event(), threading.Event()
     idle.set()
-    threading.Thread(target=_stop_with, args=(lifeline, idle), name="lifeline", daemon=True).start()
+    threading.Thread(target=_stop_with, args=(lifeline, idle, released), name="lifeline", daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, OSError):
         while True:
             run = pipe.recv()
             idle.clear()
+            if released.is_set():  # the run was still in the pipe
+                return
             result = _train(run, pipe)
             idle.set()  # before the result is sent: its receiver may end this process at once
             pipe.send(result)
 
 
-def _stop_with(lifeline: Connection, idle: threading.Event) -> None:
+def _stop_with(lifeline: Connection, idle: threading.Event, released: threading.Event) -> None:
     """When the process that holds the other end lets go, or dies, stop a run as SIGTERM would."""
     with contextlib.suppress(EOFError, OSError):
         lifeline.recv()
-    if not idle.is_set():  # if it is, the pipe has ended too
+    released.set()
+    if not idle.is_set():
         signal.raise_signal(signal.SIGTERM)
 
 

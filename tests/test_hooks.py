@@ -127,6 +127,8 @@ def test_an_unusable_teacher_is_an_error(teacher, places, tmp_path):
     path, config = teacher
     with pytest.raises(UserError, match=r"first run python stages/modern.py .*--seed 7.* --teachers"):
         train_rung(distillation.LanguageModel, student(config, seed=7))
+    with pytest.raises(UserError, match=r"--preset laptop .*--learning-rate 0\.003 "):  # not the preset's for modern
+        train_rung(distillation.LanguageModel, student(config, preset="laptop", learning_rate=0.003))
     with pytest.raises(UserError, match="with --minutes there is no default teacher"):
         train_rung(distillation.LanguageModel, student(config, minutes=1))
     with pytest.raises(UserError, match="--teacher-share is 80; it has to be between 0 and 1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 
@@ -138,7 +139,10 @@ def test_the_table_matches_figures_by_hand(log, command):
     assert table["post_norm"][4] == ""
     notes = printed.splitlines()[-3:]
     assert "not compared, because their shared code differs: post_norm with residual" in notes
-    assert any(line.startswith("no FLOPs of residual: no alphabet gives it 1 parameters") for line in notes)
+    assert any(
+        line.startswith("no FLOPs of residual: the rung's code now gives another number of parameters")
+        for line in notes
+    )
     scaled = log(runs("gpt --preset laptop", 2.0), runs("rotary --preset laptop", 1.9))
     table = cells(command(ladder_table, "--loss-csv", scaled, "--preset", "laptop"))
     assert [*table][2:] == ["gpt", "rotary"] and "write-up" not in table["rung"]
@@ -184,7 +188,7 @@ def broken(rung):
 @pytest.mark.parametrize(
     ("flags", "parameters", "replaced", "words"),
     [
-        ("", 10**18, None, "no alphabet gives it 1,000,000,000,000,000,000 parameters"),
+        ("", 10**18, None, "than the log's 1,000,000,000,000,000,000"),
         ("--tyro-write-completion bash x", 42369, None, "--tyro-write-completion is no setting"),
         ("", 42369, (stages.residual.LanguageModel, "__init__", needs_numbers), "Error: "),
         ("", 42369, (models, "rung_module", broken), "SyntaxError: invalid\\x1b syntax"),
@@ -259,6 +263,15 @@ def test_a_rung_beside_the_ladder_has_a_panel_and_one_without_a_curve_has_none(l
     assert [label.get_text() for label in ladder.get_yticklabels()] == shown.order and len(shown.order) == 4
 
 
+def test_long_labels_leave_room_for_the_losses(log):
+    flags = "--n-embd 32 --n-layer 1 --block-size 8 --learning-rate 0.001 --weight-decay 0.02"
+    results = load_results(Selection(log(runs("pre_norm", 2.0), runs(f"pre_norm {flags}", 2.1)), variants=True))
+    *_, ladder = plot_loss.draw(results, figure := Figure()).axes
+    figure.savefig(io.BytesIO(), format="svg")  # makes the layout
+    names = [label.get_window_extent() for label in ladder.get_yticklabels()]
+    assert ladder.get_window_extent().width > figure.bbox.width / 4 and names[0].y0 > names[1].y1
+
+
 @pytest.mark.parametrize("x", plot_loss.X)
 def test_curves_are_means_over_seeds_against_the_chosen_x(x, two_rungs):
     shown = load_results(Selection(two_rungs))
@@ -313,12 +326,13 @@ def test_only_the_named_rungs_are_drawn(two_rungs, tmp_path, command):
         assert words in command(plot_loss, *common, *args, fails=True)
 
 
-def test_each_selection_has_its_own_picture():
+def test_each_selection_has_its_own_picture(tmp_path):
     selections = [{}, {"preset": "laptop"}, {"variants": True}, {"preset": "laptop", "variants": True, "holdout": True}]
     selections += [{"corpus": "my text.txt (1a2b3c)"}]
     names = [plot_loss.picture_of(Selection(**each)).name for each in selections]
     assert names[:2] == ["loss_curves.png", "loss_curves_laptop.png"] and len(set(names)) == 5
     assert plot_loss.picture_of(Selection(corpus="tinyshakespeare")).name == names[0]
+    assert plot_loss.picture_of(Selection(tmp_path / "my.csv")) == tmp_path / "loss_curves_my.png"  # not the published
 
 
 # Models

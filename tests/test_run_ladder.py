@@ -19,7 +19,7 @@ import bigram
 from data import load_corpus, read_log
 from helper_scripts import run_ladder
 from helper_scripts.models import RUNGS, config_of, rung_module
-from helper_scripts.workers import Run, train_all
+from helper_scripts.workers import Run, _work, train_all
 from training import ScaledConfig, run
 from training.checkpoint import load_checkpoint
 
@@ -88,6 +88,22 @@ def test_a_run_that_fails_or_is_killed_does_not_affect_others(tmp_path, text_fil
     final = read_log(tmp_path / "log.csv").groupby("run", sort=False).last()
     assert final["val_loss"].iloc[[0, 2]].tolist() == pytest.approx([results[s].val_loss for s in (0, 2)], abs=1e-6)
     assert multiprocessing.active_children() == []
+
+
+def test_a_run_that_its_worker_has_not_begun_ends_with_the_command(tmp_path, text_file):
+    """Both pipes are closed while the worker starts, with a run still in one of them."""
+    context = multiprocessing.get_context("spawn")
+    pipe, its_pipe = context.Pipe()
+    its_lifeline, lifeline = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(its_pipe, its_lifeline, 1))
+    process.start()
+    pipe.send(Run("bigram", tiny_config(tmp_path, text_file, steps=10**8)))
+    for each in (pipe, lifeline, its_pipe, its_lifeline):
+        each.close()
+    process.join(timeout=120)
+    ended = not process.is_alive()
+    process.kill()
+    assert ended and not (tmp_path / "log.csv").exists()
 
 
 @pytest.mark.skipif(os.name == "nt" or os.cpu_count() == 1, reason="no Ctrl-C to a process alone, or one run at a time")

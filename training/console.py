@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import Corpus
+from data.files import visible
 from training.cli import as_typed
 from training.config import TrainConfig
 from training.device import describe
@@ -95,7 +96,7 @@ def print_resume_command(script: Path, config: TrainConfig, state: State, record
 def report(sample: str, config: TrainConfig, state: State, record: Record, seconds: float) -> None:
     """The sample, the loss, the log and the checkpoint. seconds: the command's, to compare with --minutes."""
     first, last = state.evaluations[0], state.evaluations[-1]
-    print(f"\n{sample}\n")
+    print(f"\n{visible(sample)}\n")
     print(f"validation loss {last.val_loss:.4f} after {last.seconds:.1f} s of training")
     if lowest := lowest_before_overfitting(state.evaluations):
         _print_overfitting(config, lowest)

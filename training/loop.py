@@ -56,7 +56,9 @@ def train(
         if due:
             yield evaluate(state, corpus, config)
     if loss is not None:
-        check_finite(loss, step)  # also if the steps ended early, before the state is saved
+        started = time.perf_counter()
+        check_finite(loss, step)  # also if the steps ended early, before the state is saved; waits for the GPU
+        state.seconds += time.perf_counter() - started
 
 
 def evaluate(state: State, corpus: Corpus, config: TrainConfig) -> Evaluation:

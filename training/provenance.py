@@ -52,7 +52,7 @@ def commit() -> str:
     head = _git("rev-parse", "--short=8", "HEAD")
     if head is None:
         return "unknown"
-    return head + ("+" if _git("status", "--porcelain", "--", "*.py") else "")
+    return head + ("+" if _git("--no-optional-locks", "status", "--porcelain", "--", "*.py") else "")
 
 
 def _is_main(node: ast.stmt) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from data import Corpus, LossLog, UserError, has_rows, read_log
 from training import ranks
@@ -115,7 +116,7 @@ class Record:
             self.unsaved = None
         except UserError as error:
             self.unsaved = error
-            print(f"WARNING: {error}", file=sys.stderr)
+            tqdm.write(f"WARNING: {error}", file=sys.stderr)  # on a line of its own, above the bar
         else:
             if finished:
                 self.path(finished=False).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,8 +35,9 @@ def load_teachers(
 
 def default_teacher(config: ScaledConfig) -> ScaledConfig:
     """The settings of modern.py that a run with `config` learns from by default: those that both have."""
+    modern = import_module("stages.modern")  # here, because rungs import this package
     same = {field.name: getattr(config, field.name) for field in fields(ScaledConfig)}
-    return ScaledConfig(**same | {"resume": False})
+    return modern.Config(**same | {"resume": False})
 
 
 def has_default_teacher(config: ScaledConfig, corpus: Corpus) -> bool:

@@ -72,7 +72,7 @@ def measure_throughput(
         evaluation = _seconds(lambda: exact_loss(model, some, config.block_size), device)
         prompt, characters = torch.zeros(1, dtype=torch.long), min(8, config.sample_length)
         sample = _seconds(lambda: generate(model, prompt, characters, config.block_size), device)
-    evaluation *= (len(corpus.val) + len(train_piece(corpus))) / len(some)
+    evaluation *= (len(corpus.val) + len(train_piece(corpus))) / len(some) / ranks.world_size()  # each has a part
     return ranks.broadcast(Throughput(step, evaluation, sample * config.sample_length / max(1, characters)))
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from data import Corpus
 from training import console, ranks
 from training.config import TrainConfig
+from training.device import synchronize
 from training.interrupt import Stop, steps_until
 from training.loop import evaluate, train
 from training.minutes import choose_steps, has_time_to_evaluate, rough_plan, timed_steps
@@ -51,6 +52,7 @@ def begin(
     def steps(bar: tqdm) -> Iterator[int]:
         for step in steps_until(stop, 0, timed_steps(planned), bar):
             yield step
+            synchronize(corpus.train.device)
             ended.append(time.perf_counter())
 
     with console.progress_bar(script.stem, 0, planned.steps) as bar:
