@@ -66,7 +66,7 @@ def _fetch(data_dir: Path, url: str) -> None:
 
 
 def _from_file(path: Path, holdout: bool) -> Corpus:
-    """Read twice, in pieces, once for the alphabet and once for the ids, so that memory holds the ids alone."""
+    """Read twice, in pieces, once for the vocabulary and once for the ids, so that memory holds the ids alone."""
     digest, length = hashlib.sha256(), 0
 
     def measured() -> Iterator[str]:

@@ -75,9 +75,9 @@ def whole_ladder(results: Results) -> list[str]:
         ends = [interval(those, each) for those in differences if len(those) > 1]
         left = sum(not low <= 0 <= high for low, high in ends)
         lines.append(
-            f"{k} comparisons: if nothing differs, at least one interval excludes zero by chance with a probability of "
-            f"about {1 - CONFIDENCE**k:.0%}; with intervals of {each:.1%} (Bonferroni), at most 5%, and {left} "
-            f"of {k} still exclude zero"
+            f"{k} comparisons: even if no rungs differ, the probability that at least one interval excludes zero is "
+            f"about {1 - CONFIDENCE**k:.0%}; with intervals of {each:.1%} (Bonferroni) it is at most 5%; {left} of "
+            f"these {k} exclude zero"
         )
     return [*(lines or [f"nothing to compare: there are runs of {', '.join(results.order)} alone"]), *results.left_out]
 
@@ -98,8 +98,9 @@ def verdict(name: str, other_name: str, one: pd.Series, other: pd.Series) -> str
     if low <= 0 <= high:
         shown, needed = smallest_shown(n, differences.std()), seeds_for(DIFFERENCE, differences.std())
         return (
-            f"{other_name} and {name} cannot be told apart: {figures}; a difference of {shown:.4f} would show in {n} "
-            f"seeds, four times in five, and one of {DIFFERENCE} in {needed or f'more than {MOST_SEEDS}'}{left_out}"
+            f"{other_name} and {name} cannot be told apart: {figures}; with {n} seeds, a difference of {shown:.4f} is "
+            f"found with a probability of 80%; to find one of {DIFFERENCE} takes "
+            f"{needed or f'more than {MOST_SEEDS}'} seeds{left_out}"
         )
     return f"{other_name} is {'better' if mean < 0 else 'worse'} than {name}: {figures}{left_out}"
 

@@ -105,7 +105,7 @@ def character_tokenizer(tokenizer: CharTokenizer) -> dict:
         "model": {
             "type": "WordLevel",
             "vocab": {character: rank for rank, character in enumerate(tokenizer.chars)},
-            "unk_token": "not in the alphabet",  # longer than a character, so it is none
+            "unk_token": "not in the vocabulary",  # longer than a character, so it is none
         },
     }
 
@@ -135,7 +135,7 @@ A character-level language model, trained on the text {metadata["corpus"]}. Its 
 - corpus: {metadata["corpus"]}, sha256 {metadata["corpus_sha256"]}
 - commit: {metadata["commit"]}
 - context: {config.block_size} characters. {stock.past_context}
-- alphabet: {trained.tokenizer.vocab_size} characters, each of them a token. A text with any other is
+- vocabulary: {trained.tokenizer.vocab_size} characters, each of them a token. A text with any other is
   refused: `Missing [UNK] token`.
 """
 

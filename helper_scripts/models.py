@@ -130,8 +130,8 @@ def training_flops(label: str, parameters: int) -> float:
     """Floating-point operations of training on one character: forward, backward and its share of the update.
 
     Those of matmuls and convolutions; an update has some where Muon makes it. parameters: those of the model as it was
-    logged, which tell the size of the alphabet. Raises UserError, with the reason, if they cannot be counted: no
-    alphabet gives that number of parameters, or the rung's file does not run, or not on shapes only.
+    logged, which tell the size of the vocabulary. Raises UserError, with the reason, if they cannot be counted: no
+    vocabulary gives that number of parameters, or the rung's file does not run, or not on shapes only.
     """
     try:
         config, module = config_of(label), rung_module(label.split()[0])
@@ -142,12 +142,12 @@ def training_flops(label: str, parameters: int) -> float:
 
         one, two, three = (count_parameters(model(size)) for size in (1, 2, 3))
 
-        def expected(size: int) -> int:  # a layer grows with the alphabet, a table of it by itself with its square
+        def expected(size: int) -> int:  # a layer grows with the vocabulary, a table of it by itself with its square
             return one + (size - 1) * (two - one) + (size - 1) * (size - 2) // 2 * (three - 2 * two + one)
 
         made = model(1 + bisect.bisect_left(range(1, 0x10FFFF), parameters, key=expected))
         if count_parameters(made) != parameters:
-            raise UserError(f"no alphabet gives it {parameters:,} parameters now")
+            raise UserError(f"the rung's code now gives another number of parameters than the log's {parameters:,}")
         with flop_counter() as counter:
             made(torch.zeros(1, config.block_size, dtype=torch.long, device="meta")).sum().backward()
         with flop_counter() as update_counter:
@@ -180,7 +180,7 @@ def flop_counter() -> FlopCounterMode:
 def load_models(runs_dir: Path, names: Sequence[str]) -> list[Trained]:
     """The models that a user names, to be mixed; without a name, the latest (`find_checkpoint`).
 
-    Raises UserError also for one that is named twice, and for two with different alphabets.
+    Raises UserError also for one that is named twice, and for two with different vocabularies.
     """
     paths = [find_checkpoint(runs_dir, name) for name in names or [""]]
     for i, path in enumerate(paths):
@@ -189,7 +189,7 @@ def load_models(runs_dir: Path, names: Sequence[str]) -> list[Trained]:
     first, *others = models = [load_model(path) for path in paths]
     for other in others:
         if other.tokenizer.chars != first.tokenizer.chars:
-            raise UserError(f"{first.path} and {other.path} have different alphabets, and cannot be mixed")
+            raise UserError(f"{first.path} and {other.path} have different vocabularies, so they are no ensemble")
     return models
 
 

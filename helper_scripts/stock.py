@@ -68,7 +68,7 @@ def stock_model(trained: Trained) -> Stock:
         "architectures": [architecture.class_name],
         "vocab_size": trained.tokenizer.vocab_size,
         "tie_word_embeddings": False,
-        "bos_token_id": None,  # some architectures' own are beyond this alphabet
+        "bos_token_id": None,  # some architectures' own are beyond this vocabulary
         "eos_token_id": None,
         "dtype": "float32",
     }

@@ -216,9 +216,9 @@ def test_models_with_different_contexts_are_evaluated_in_the_smallest(output):
 @pytest.mark.parametrize(
     ("module", "names", "flags", "words"),
     [
-        (sample, ["gpt", "upper"], [], "gpt.pt and {folder}/upper.pt have different alphabets"),
+        (sample, ["gpt", "upper"], [], "gpt.pt and {folder}/upper.pt have different vocabularies"),
         (sample, ["gpt", "gpt1", "gpt"], [], "gpt.pt is named twice"),
-        (mixture, ["gpt", "upper"], [], "gpt.pt and {folder}/upper.pt have different alphabets"),
+        (mixture, ["gpt", "upper"], [], "gpt.pt and {folder}/upper.pt have different vocabularies"),
         (
             mixture,
             ["gpt", "reversed"],

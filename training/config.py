@@ -61,7 +61,7 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda or mps; auto takes cuda if it is there, else mps, else cpu
     threads: int | Literal["auto"] = "auto"  # CPU threads; auto takes the fastest number; it changes the last digits
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of matmuls; auto takes bf16 where it is faster, never on MPS
-    corpus: str = "auto"  # a UTF-8 text file; auto is Tiny Shakespeare, pydoc the offline text
+    corpus: str = "auto"  # a UTF-8 text file; auto: Tiny Shakespeare; pydoc: Python's own documentation
     loss_csv: Path = LOSS_CSV  # the log that each evaluation is appended to
     runs_dir: Path = RUNS_DIR  # where the checkpoint is saved, at every evaluation
     resume: bool = False  # go on with the stopped run that has these settings

@@ -10,12 +10,12 @@ reason (the numbers are issues of pytorch/pytorch) and the code that follows it;
 3. No `torch.compile`: unfinished there (150121), a compiled LayerNorm was silently wrong (191976). `compile_pays`
 4. No non_blocking copies to it: they have delivered stale data (139550, 189690). `Corpus.batch`
 5. Samples are drawn on the CPU: multinomial has returned ids out of range and of probability zero (92752, 136623,
-   192577). `generate`
+   192577). `stream`
 6. No float64, which it does not have (122602): losses are summed on the CPU. `summed_loss`
 7. Shapes stay fixed, in sampling too: memory grows with every new one (132596, 164299). `consecutive_windows`,
    `shapes_may_grow`
 8. It has a random state of its own: batches and starting weights are drawn on the CPU, so that they are the same
-   everywhere. Dropout is not, and equal seeds do not give equal bits on MPS and CPU. `Corpus.batch`, `run`
+   everywhere. Dropout is not, and equal seeds do not give equal bits on MPS and CPU. `Corpus.batch`, `build_model`
 """
 
 from __future__ import annotations

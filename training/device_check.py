@@ -75,6 +75,6 @@ def _compare(what: str, gap: Tensor, allowed: float, device: torch.device, confi
         return
     other = "--precision fp32" if what.startswith("bf16") else "--device cpu"
     raise UserError(
-        f"{device} fails its check: {what} differ by {gap.item():.1e} of their size; rounding "
-        f"explains {allowed:.0e}; try {other}, or --skip-device-check to train anyway"
+        f"{device} fails its check: {what} differ by {gap.item():.1e} of their size; at most {allowed:.0e} is "
+        f"allowed; try {other}, or --skip-device-check to train anyway"
     )

@@ -72,7 +72,7 @@ def window_start(end: int, model: nn.Module, block_size: int) -> int:
 
 
 def encode_prompt(tokenizer: CharTokenizer, prompt: str) -> Tensor:
-    """int64 (T,), T >= 1. An empty prompt is a line break, or if the alphabet has none, its first character.
+    """int64 (T,), T >= 1. An empty prompt is a line break, or if the vocabulary has none, its first character.
 
     Raises UserError for a character that the tokenizer does not know.
     """

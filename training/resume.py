@@ -13,7 +13,7 @@ MUST_MATCH = {  # metadata that has to be equal, and its name in messages
     "rung": "rung",
     "seed": "seed",
     "corpus_sha256": "corpus",
-    "alphabet": "alphabet",
+    "alphabet": "vocabulary",
     "parameters": "number of parameters",
     "rung_code": "code of the rung",
     "shared_code": "shared code",

@@ -53,8 +53,9 @@ def train_rung(
 ) -> Evaluation:
     """Train one rung as `config` says; returns the last evaluation.
 
-    started: when its minutes began, by time.perf_counter; by default now. Raises UserError, before training starts, for
-    settings that cannot work here. A run that a signal ends is saved, and then raises SystemExit.
+    started: when its minutes began, by time.perf_counter; by default now. Raises UserError for settings that cannot
+    work here, before training starts; and for a run that another process trains, with --minutes after its timed start.
+    A run that a signal ends is saved, and then raises SystemExit.
     """
     started = time.perf_counter() if started is None else started
     script, device = Path(inspect.getfile(language_model)), choose_device(config.device)

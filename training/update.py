@@ -35,7 +35,8 @@ def compute_gradients(
     """Add the gradients of a batch's mean loss to the weights of `forward`; returns that loss, a scalar.
 
     idx, targets: int64 (B, T). micro_batch: how many sequences to run forward and backward at a time, to limit memory;
-    the result is the same. A DistributedDataParallel `forward` averages gradients over its processes, once a batch.
+    the result is the same, but for what is drawn for each part (dropout, a teacher). A DistributedDataParallel
+    `forward` averages gradients over its processes, once a batch.
     """
     loss = torch.zeros((), device=idx.device)
     parts = list(zip(idx.split(micro_batch), targets.split(micro_batch), strict=True))

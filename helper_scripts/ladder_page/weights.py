@@ -35,7 +35,7 @@ def pack(trained: Trained, *, int8: bool) -> dict:
 
 
 def quantised(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales (R,) and int8 (R, C) whose products are closest to the rows of `matrix` (R, C)."""
+    """Scales (R,), a 127th of each row's largest number, and `matrix` (R, C) in these units, rounded to int8 (R, C)."""
     largest = np.abs(matrix).max(axis=1)
     scales = (np.where(largest > 0, largest, 1) / 127).astype("<f4")
     return scales, np.round(matrix / scales[:, None]).astype("i1")
