@@ -167,6 +167,7 @@ def _ladder(panel: Axes, results: Results, palette: dict) -> None:
     panel.set_title("final validation loss of each run,\nand the mean's 95% interval", fontsize="medium")
     panel.set(xlabel="nats per character", ylabel="")
     panel.set_yticks(range(len(order)), [_lines(label, LABEL) for label in order])
+    panel.set_ylim(len(order) - 0.5, -0.5)
 
 
 def _lines(label: str, width: int) -> str:

@@ -16,6 +16,8 @@ from helper_scripts.ladder_table import COLUMNS, markdown, markdown_table, mean_
 from helper_scripts.models import config_of, join, rungs_of, start_of
 from helper_scripts.plot_loss import picture_of
 from helper_scripts.results import MIXTURE, Results, Selection, load_results
+from training.overfitting import lowest_before_overfitting
+from training.state import Evaluation
 
 # Of ablation's --without. Without Muon, AdamW trains all weights, at the learning rate of rungs 8 to 11.
 PARTS = ("rotary", "rms_norm", "qk_norm", "swiglu", "muon --learning-rate 0.003", "value_residual", "short_conv")
@@ -78,7 +80,8 @@ def ladder(log: Path) -> Section:
         "The column *write-up* has the losses of an earlier report on these stages: one run each, estimated on random "
         "batches.",
     )
-    return _with_table(section, rungs, Selection(log), picture=True)
+    selection = Selection(log)
+    return _with_table(section, rungs, selection, picture=_picture(selection))
 
 
 def laptop_preset(log: Path) -> Section:
@@ -88,13 +91,32 @@ def laptop_preset(log: Path) -> Section:
         [command("run_ladder", "--preset laptop --seeds 5")],
         f"{_size('laptop')} The rungs beside the ladder come last.",
     )
-    return _with_table(section, rungs, Selection(log, preset="laptop"), picture=True)
+    selection = Selection(log, preset="laptop")
+    return _with_table(section, rungs, selection, picture=_picture(selection))
 
 
 def at_full_size(log: Path) -> Section:
     section = Section("Rungs 8 and 15 at rung 8's size", [command("run_ladder", "gpt modern --seeds 3")])
     columns = [column for column in COLUMNS if column != "write-up"]
-    return _with_table(section, ("gpt", "modern"), Selection(log), columns)
+    picture = _picture(Selection(log)).with_name("loss_curves_full_size.png")
+    section = _with_table(section, ("gpt", "modern"), Selection(log), columns, picture=picture)
+    settings = "`modern` has rung 8's settings, which were chosen for rung 8."
+    return replace(section, text=" ".join([settings, *(_overfitting(section.shown[0]) if section.shown else [])]))
+
+
+def _overfitting(results: Results) -> list[str]:
+    """A sentence for each label whose mean curve overfits."""
+    sentences = []
+    for label, rows in results.curves().groupby("label"):
+        means = rows.groupby("step")[["train_loss", "val_loss", "seconds"]].mean()
+        evaluations = [Evaluation(*row) for row in means.itertuples(name=None)]
+        if lowest := lowest_before_overfitting(evaluations):
+            sentences.append(
+                f"`{label}` overfits: the mean of its validation losses is lowest at step {lowest.step:,}, "
+                f"{lowest.val_loss:.3f}; from there to the end it rises, while the train loss falls from "
+                f"{lowest.train_loss:.3f} to {evaluations[-1].train_loss:.3f}."
+            )
+    return sentences
 
 
 def epochs_preset(log: Path) -> Section:
@@ -273,6 +295,11 @@ def some_results(selection: Selection, labels: Iterable[str]) -> Results | None:
         return None
 
 
+def _picture(selection: Selection) -> Path:
+    """The picture of the page, whatever log it shows."""
+    return picture_of(replace(selection, loss_csv=LOSS_CSV))
+
+
 def _size(preset: str) -> str:
     """The model and the training of a preset, in a sentence."""
     config = config_of(join("gpt", start_of(preset, holdout=False)))
@@ -289,7 +316,7 @@ def _with_table(
     selection: Selection,
     columns: Iterable[str] = (),
     before: dict[str, str | None] | None = None,
-    picture: bool = False,
+    picture: Path | None = None,
 ) -> Section:
     """`section` with a table of `labels`, and with `picture` a picture; unchanged if there are no runs."""
     results = some_results(selection, labels)
@@ -304,16 +331,16 @@ def _with_table(
         printed_by = [command("compare", *quoted(there), start)]
     body = [markdown_table(results, tuple(columns), before)]
     if picture:
-        path = picture_of(replace(selection, loss_csv=LOSS_CSV))  # of the page, whatever log it shows
-        printed_by.append(command("plot_loss", start, rungs))
-        body.append(f"![{section.title}: loss curves, and the final losses](../images/{path.name})")
+        out = "" if picture == _picture(selection) else f"--out images/{picture.name}"
+        printed_by.append(command("plot_loss", start, rungs, out))
+        body.append(f"![{section.title}: loss curves, and the final losses](../images/{picture.name})")
     return replace(
         section,
         printed_by=printed_by,
         body=body,
         shown=[results],
         without_runs=[label for label in labels if label not in there],
-        picture=path if picture else None,
+        picture=picture,
     )
 
 

@@ -91,6 +91,18 @@ def test_the_page_matches_figures_by_hand(log, command):
     )
 
 
+def test_the_page_says_which_rung_overfits(log, command):
+    overfitting = runs("modern", 4.5, 4.7)
+    for row in overfitting:
+        halfway = row["step"] == 2940
+        row |= {"val_loss": 1.4 + 0.2 * row["seed"]} if halfway else {}
+        row |= {"train_loss": 1.3 if halfway else 0.8} if row["step"] else {}
+    page = parts(command(results_page, "--loss-csv", log(runs("gpt", 1.5, 1.6), overfitting)))
+    text = page["Rungs 8 and 15 at rung 8's size"]
+    assert "`modern` overfits: the mean of its validation losses is lowest at step 2,940, 1.500; " in text
+    assert "while the train loss falls from 1.300 to 0.800." in text and "`gpt` overfits" not in text
+
+
 def test_the_commands_of_a_section_train_its_runs_and_print_them(full_log, command, monkeypatch):
     monkeypatch.setattr(plot_loss, "write_plot", lambda results, out, x: print(results.order))
     scripts = {"ladder_table": ladder_table, "compare": compare, "controls": controls, "plot_loss": plot_loss}
@@ -166,7 +178,7 @@ def test_write_updates_the_page_readme_and_pictures(log, tmp_path, monkeypatch, 
     assert lines[2] == "| rung | adds | validation loss | parameters | FLOPs a character |"
     assert [line.split("`")[1] for line in lines[4:-2]] == ["bigram", "gpt"]
     pictures = re.findall(r"\]\(\.\./(images/.*?)\)", written)
-    assert len(pictures) == 2
+    assert len(pictures) == 3
     for picture in pictures:
         pixels = imread(tmp_path / picture)
         assert (pixels[..., 3] == 1).all() and (pixels[[0, 0, -1, -1], [0, -1, 0, -1]] == 1).all()
