@@ -47,7 +47,7 @@ class Options:
     corpus: str = "auto"  # as for a rung: a text file, auto or pydoc
     loss_csv: Path = LOSS_CSV  # the log to add the runs to
     runs_dir: Path = RUNS_DIR  # where the checkpoints are saved
-    out: Path | None = None  # the picture to draw afterwards; by default in images/; for another --loss-csv, beside it
+    out: Path | None = None  # the picture to draw afterwards; by default in images/, or beside a log of your own
 
 
 def main() -> None:
